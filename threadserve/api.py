@@ -1,0 +1,331 @@
+"""The verbs: run, start, status, delete, shutdown, and the ways to a handle. All act on the one runtime of this process."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import sys
+from _thread import allocate_lock
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from threadserve.app.config import UNSET, HTTPOptions, Unset
+from threadserve.app.graph import build
+from threadserve.call import directory
+from threadserve.call.context import inheritance
+from threadserve.concurrency.interrupts import Interrupts
+from threadserve.concurrency.real import RealKernel
+from threadserve.errors import ConfigError, ServeError
+from threadserve.runtime.controller import Controller
+from threadserve.runtime.status import ServeStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from threadserve.app.deployment import Application
+    from threadserve.concurrency.kernel import WaiterLike
+    from threadserve.handle import DeploymentHandle
+    from threadserve.http.server import Server
+
+__all__ = [
+    "RunTarget",
+    "delete",
+    "get_app_handle",
+    "get_deployment_handle",
+    "run",
+    "run_many",
+    "running",
+    "shutdown",
+    "start",
+    "status",
+]
+
+T = TypeVar("T")
+
+_EXIT_PATIENCE_S = 1.0
+
+
+class RunTarget(NamedTuple):
+    """One app for ``run_many``."""
+
+    target: Application[Any]
+    name: str = "default"
+    route_prefix: str | None | Unset = UNSET
+
+
+class _Runtime:
+    """The controller and, once it is wanted, the HTTP server."""
+
+    def __init__(self) -> None:
+        self.kernel = RealKernel()
+        self.controller = Controller(self.kernel)
+        self._lock = allocate_lock()  # held while the server is being started or stopped
+        self.server: Server | None = None
+        inheritance.install()
+        _interrupts.install()
+
+    def serve_http(self, options: HTTPOptions) -> None:
+        """Start the HTTP server, unless there is one. Blocks until it accepts connections."""
+        with self._lock:
+            if self.server is None:
+                from threadserve.http.server import Server
+
+                server = Server(self.kernel, options, self.controller.routes)
+                server.start()
+                self.server = server
+
+    def shutdown(self) -> None:
+        """Stop the server, then the apps."""
+        with self._lock:
+            server, self.server = self.server, None
+        if server is not None:
+            server.stop()
+        self.controller.shutdown()
+        inheritance.uninstall()
+        _interrupts.uninstall()
+
+
+_interrupts = Interrupts()
+_lock = allocate_lock()
+_runtime: _Runtime | None = None  # guarded by _lock
+_numbers = itertools.count(1)
+_blocked: list[WaiterLike] = []
+
+
+def _current() -> _Runtime:
+    """Return the runtime, starting it if there is none."""
+    global _runtime
+    with _lock:
+        if _runtime is None:
+            _runtime = _Runtime()
+        return _runtime
+
+
+def run(
+    target: Application[T],
+    blocking: bool = False,
+    name: str = "default",
+    route_prefix: str | None | Unset = UNSET,
+    logging_config: object = None,
+) -> DeploymentHandle[T]:
+    """Bring an app up and return the handle of its ingress, the deployment that was bound last.
+
+    An app of the same name is replaced: the new version comes up before the old one goes, handles stay good, and nothing
+    in flight is lost. If the new version cannot start, the old one stays.
+
+    Blocks until every replica is up; with `blocking`, until Ctrl-C. Any thread, a replica's own included.
+
+    Args:
+        target: What ``.bind()`` returned.
+        blocking: Serve until Ctrl-C, then shut down and raise KeyboardInterrupt.
+        name: Names the app.
+        route_prefix: Serve HTTP under this prefix, on 127.0.0.1:8000 unless ``start`` said otherwise. None for no HTTP.
+            When it is not given: "/" if ``start`` was called, else no HTTP.
+        logging_config: Accepted for Ray Serve's sake; without effect.
+
+    Raises:
+        TypeError: `target` is no application, for example a deployment without ``.bind()``.
+        ConfigError: The name, the prefix or the graph is wrong, or the prefix belongs to another app.
+        ReplicaStartError: A constructor failed; the user's exception is its ``__cause__``.
+    """
+    _check_name(name)
+    plan = build(target, name)
+    prefix = _check_prefix(name, route_prefix)
+    runtime = _current()
+    if prefix is UNSET:
+        prefix = "/" if runtime.server is not None else None
+    if prefix is not None:
+        runtime.serve_http(HTTPOptions())
+    handle = runtime.controller.deploy(plan, prefix)
+    if blocking:
+        _block(runtime)
+    return handle
+
+
+def run_many(targets: Sequence[RunTarget], blocking: bool = False) -> list[DeploymentHandle[Any]]:
+    """Bring several apps up, one after the other, and return their ingress handles in the same order. See ``run``.
+
+    Raises:
+        ConfigError: There are no targets, or two have one name.
+    """
+    if not targets:
+        raise ConfigError("run_many needs at least one RunTarget")
+    names = [target.name for target in targets]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"run_many: each app needs a name of its own, not {names}")
+    handles = [run(target.target, name=target.name, route_prefix=target.route_prefix) for target in targets]
+    if blocking:
+        _block(_current())
+    return handles
+
+
+class running(Generic[T]):  # noqa: N801 - used like a function
+    """Run an app for the length of a ``with`` block: ``with serve.running(app) as handle: ...``.
+
+    Entering blocks as ``run`` does, leaving as ``delete`` does. May be nested and used from several threads.
+
+    Args:
+        target: What ``.bind()`` returned.
+        name: Names the app; without it the app gets a name that no other has.
+        route_prefix: As in ``run``.
+    """
+
+    def __init__(self, target: Application[T], *, name: str | None = None, route_prefix: str | None = None) -> None:
+        self._target = target
+        self._name = name or f"app-{next(_numbers)}"
+        self._prefix = route_prefix
+
+    def __enter__(self) -> DeploymentHandle[T]:
+        return run(self._target, name=self._name, route_prefix=self._prefix)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        delete(self._name)
+
+
+def start(http_options: HTTPOptions | dict[str, Any] | None = None, **accepted: Any) -> None:
+    """Start the runtime and its HTTP server; later apps are served under "/" unless ``run`` says otherwise.
+
+    Blocks until the server accepts connections. When it runs already nothing changes.
+
+    Args:
+        http_options: Where to serve; 127.0.0.1:8000 without. Port 0 takes any free port.
+        accepted: Ray Serve's proxy_location, grpc_options, logging_config, tracing_config: without effect.
+
+    Raises:
+        ConfigError: An option is wrong.
+        ServeError: The port is taken.
+    """
+    known = ("proxy_location", "grpc_options", "logging_config", "tracing_config", "controller_options")
+    for option in accepted:
+        if option not in known:
+            raise TypeError(f"start() has no option {option!r}; known are http_options, {', '.join(known)}")
+    options = http_options if isinstance(http_options, HTTPOptions) else HTTPOptions(**(http_options or {}))
+    _current().serve_http(options)
+
+
+def http_url() -> str | None:
+    """Return where HTTP is served, such as ``http://127.0.0.1:8000``; None when it is not."""
+    runtime = _runtime
+    server = None if runtime is None else runtime.server
+    return None if server is None else server.url
+
+
+def delete(name: str) -> None:
+    """Take an app down: running requests finish, queued ones get DeploymentUnavailableError.
+
+    Blocks until it is gone, for the longest ``graceful_shutdown_timeout_s`` of the app at most; from inside a replica of
+    the app it does not wait. An unknown name is no error. Any thread.
+    """
+    runtime = _runtime
+    if runtime is not None:
+        runtime.controller.delete(name)
+
+
+def shutdown() -> None:
+    """Take all apps down, as ``delete`` does, and stop serving HTTP. Blocks. May be repeated; ``run`` starts anew."""
+    global _runtime
+    with _lock:
+        runtime, _runtime = _runtime, None
+    if runtime is not None:
+        runtime.shutdown()
+    while _blocked:
+        _blocked.pop().set()
+
+
+def status() -> ServeStatus:
+    """Return the state of every app. Never blocks; empty when nothing was run."""
+    runtime = _runtime
+    return ServeStatus() if runtime is None else runtime.controller.status()
+
+
+def get_app_handle(name: str) -> DeploymentHandle[Any]:
+    """Return the ingress handle of a running app. Never blocks.
+
+    Raises:
+        ServeError: There is no such app.
+    """
+    runtime = _runtime
+    if runtime is None:
+        raise ServeError(f"there is no app {name!r}: nothing has been run in this process")
+    return runtime.controller.app_handle(name)
+
+
+def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle[Any]:
+    """Return the handle of any deployment of a running app. Never blocks.
+
+    Args:
+        deployment_name: The name of the deployment.
+        app_name: The name of the app; inside a replica its own app is the default.
+
+    Raises:
+        ServeError: Nothing runs, or no app was named outside of a replica.
+        KeyError: There is no such deployment.
+    """
+    replica = inheritance.get()
+    if app_name is None:
+        if replica is None:
+            raise ServeError(f"get_deployment_handle({deployment_name!r}): outside of a replica app_name is needed")
+        app_name = replica.app_name
+    runtime = _runtime
+    if runtime is None:
+        raise ServeError(f"there is no app {app_name!r}: nothing has been run in this process")
+    return runtime.controller.deployment_handle(deployment_name, app_name)
+
+
+def _block(runtime: _Runtime) -> None:
+    """Wait for Ctrl-C, or for a shutdown from elsewhere."""
+    waiter = runtime.kernel.waiter()
+    _blocked.append(waiter)
+    try:
+        waiter.wait()
+    except KeyboardInterrupt:
+        shutdown()
+        raise
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"the name of an app must be a non-empty string, not {name!r}")
+
+
+def _check_prefix(name: str, prefix: str | None | Unset) -> str | None | Unset:
+    if prefix is None or isinstance(prefix, Unset):
+        return prefix
+    if not isinstance(prefix, str):
+        raise ConfigError(f"app {name!r}: route_prefix must be a string or None, not {prefix!r}")
+    if not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/")) or "{" in prefix or "}" in prefix:
+        raise ConfigError(
+            f"app {name!r}: route_prefix must start with '/', must not end with one (but for '/' itself) "
+            f"and has no braces, unlike {prefix!r}"
+        )
+    return prefix
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Let what runs be answered, for a while; the threads are daemons and end with the process."""
+    runtime = _runtime
+    if runtime is None:
+        return
+    left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
+    if left:
+        _tell("gave up", left)
+
+
+def _tell(verb: str, names: list[str]) -> None:
+    print(f"threadserve: exiting, {verb} {len(names)} running: {', '.join(names)}", file=sys.stderr)
+
+
+def _after_fork() -> None:
+    """A forked child has none of the threads: what it inherited refuses, and it may run apps of its own."""
+    global _lock, _runtime
+    _lock = allocate_lock()
+    _runtime = None
+    _blocked.clear()
+    directory.disown_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

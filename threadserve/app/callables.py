@@ -1,0 +1,131 @@
+"""What a deployable class or function is called, what it accepts, and which of the two it is."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from threadserve.app.rules import shown
+from threadserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "deployable",
+    "is_class",
+    "is_function",
+    "is_unbound_classmethod",
+    "name_of",
+    "parameters_of",
+    "refuse_wrong_arguments",
+]
+
+
+def unwrapped(target: Any) -> object:
+    """Return what the innermost of the ``__wrapped__`` links leads to."""
+    try:
+        return inspect.unwrap(target)
+    except ValueError:  # the links form a circle
+        return target
+
+
+def is_class(target: object) -> bool:
+    """Whether it is a class, also behind a transparent proxy."""
+    return inspect.isclass(target)
+
+
+def is_function(target: object) -> bool:
+    """Whether it is a function or bound method, also behind a proxy, a cache or a wrapper object."""
+    return not is_class(target) and inspect.isroutine(unwrapped(target))
+
+
+def is_unbound_classmethod(target: object) -> bool:
+    """Whether it is a class method that does not know its class yet."""
+    return isinstance(target, classmethod)
+
+
+def name_of(target: object) -> str | None:
+    """Return the ``__name__``, if there is one."""
+    name = getattr(target, "__name__", None)
+    return name if isinstance(name, str) else None
+
+
+def deployable(target: Any) -> Any:
+    """Return what to call in order to construct or to run ``target``.
+
+    That is the target itself, or what it wraps if it is a transparent proxy that cannot be called.
+
+    Raises:
+        TypeError: It is no class or function; says what to deploy instead.
+    """
+    reason = why_not_deployable(target)
+    if reason:
+        raise TypeError(f"serve.deployment takes a class or a function, not {shown(target)}{reason}")
+    while not callable(target) and not is_unbound_classmethod(target):
+        target = target.__wrapped__
+    return target
+
+
+def why_not_deployable(target: Any) -> str | None:
+    """Return the advice for what cannot be deployed; None for a class or function."""
+    if is_class(target) or is_function(target):
+        return None
+    if not callable(target):
+        return ", which is not callable; options are given by keyword"
+    if isinstance(target, functools.partial):
+        return "; write a def that calls it, or a class that is bound to these arguments"
+    if is_class(unwrapped(target)):
+        return f", which hides the class {name_of(target)} behind a function; deploy the class itself"
+    kind = type(target).__name__
+    return f"; deploy the class {kind} and bind the arguments of its constructor, or deploy a method"
+
+
+def parameters_of(target: Any) -> str:
+    """Return the parameters that the target shows to the world, as in code, without annotations."""
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # Python knows none
+        return "(...)"
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def accepted_signature(target: Any) -> inspect.Signature | None:
+    """Return the signature that is certain to hold when the target is called; None where Python knows none.
+
+    A ``functools.wraps`` wrapper shows the signature of what it wraps and is free to accept another one (it
+    may supply an argument by itself), so only its own counts. Proxies of wrapt promise what they show.
+    """
+    try:
+        return inspect.signature(target, follow_wrapped=False)
+    except (TypeError, ValueError):
+        is_proxy = type(target) is not target.__class__ and hasattr(target, "__wrapped__")
+        return accepted_signature(target.__wrapped__) if is_proxy else None
+
+
+def refuse_wrong_arguments(target: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Refuse bind arguments that are certain not to be accepted.
+
+    Raises:
+        ConfigError: The target is a function, which has no constructor to take any.
+        TypeError: The constructor does not accept these; says why, and shows its parameters.
+    """
+    if is_function(target):
+        refuse_arguments_of_function(args, kwargs)
+    elif signature := accepted_signature(target):
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{error}; the constructor is {name_of(target)}{parameters_of(target)}") from None
+
+
+def refuse_arguments_of_function(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Raise ConfigError if there are any."""
+    if args or kwargs:
+        given = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
+        raise ConfigError(
+            f"it deploys a function, so .bind() takes no arguments, not ({given}): give them to .remote(), "
+            "or deploy a class whose constructor takes them"
+        )

@@ -1,0 +1,117 @@
+"""What running code can ask about where it runs: its replica and its request."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from threadserve.call.request import current_request
+from threadserve.concurrency.threads import Inheritance
+from threadserve.errors import NotInReplicaError
+
+__all__ = [
+    "REPLICA",
+    "DeploymentID",
+    "ReplicaContext",
+    "ReplicaID",
+    "ReplicaRank",
+    "get_multiplexed_model_id",
+    "get_replica_context",
+    "inheritance",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentID:
+    """Names a deployment."""
+
+    name: str
+    app_name: str = "default"
+
+    def __str__(self) -> str:
+        return f"Deployment(name='{self.name}', app='{self.app_name}')"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaID:
+    """Names one replica of a deployment."""
+
+    unique_id: str
+    deployment_id: DeploymentID
+
+    def __str__(self) -> str:
+        name, app = self.deployment_id.name, self.deployment_id.app_name
+        return f"Replica(id='{self.unique_id}', deployment='{name}', app='{app}')"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRank:
+    """Which of its deployment's replicas this one is, from 0; there is one node, so all three say the same."""
+
+    rank: int
+    node_rank: int = 0
+    local_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaContext:
+    """Where the running code runs."""
+
+    replica_id: ReplicaID
+    rank: ReplicaRank
+    world_size: int
+    """Replicas that the deployment was started with."""
+    code_version: str
+    """Changes with each ``serve.run`` of the app."""
+    gang_context: None = None
+    """Always None: gangs are for clusters."""
+    get_servable_object: Any = None
+    """Internal: returns the user's instance."""
+
+    @property
+    def app_name(self) -> str:
+        """The name of the app."""
+        return self.replica_id.deployment_id.app_name
+
+    @property
+    def deployment(self) -> str:
+        """The name of the deployment."""
+        return self.replica_id.deployment_id.name
+
+    @property
+    def replica_tag(self) -> str:
+        """The replica's unique id."""
+        return self.replica_id.unique_id
+
+    @property
+    def servable_object(self) -> Any:
+        """The user's instance, or the function; None while the constructor runs."""
+        return self.get_servable_object()
+
+
+REPLICA: ContextVar[ReplicaContext] = ContextVar("threadserve_replica")
+"""The replica that the running code belongs to."""
+
+inheritance = Inheritance(REPLICA)
+"""Makes the replica known in threads that user code starts, while a runtime is up."""
+
+
+def get_replica_context() -> ReplicaContext:
+    """Return the context of the replica that runs this code: its constructor, methods, tasks and threads.
+
+    Never blocks.
+
+    Raises:
+        NotInReplicaError: This code does not run in a replica.
+    """
+    context = inheritance.get()
+    if context is None:
+        raise NotInReplicaError("get_replica_context() was called outside of a replica; only code that a replica runs has one")
+    return context  # type: ignore[no-any-return]
+
+
+def get_multiplexed_model_id() -> str:
+    """Return what ``options(multiplexed_model_id=...)`` gave for the running request; "" without. Never blocks."""
+    request = current_request()
+    return "" if request is None else request.model_id

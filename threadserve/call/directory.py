@@ -1,0 +1,92 @@
+"""Where handles find routers: by app and deployment, also when the handle was pickled or is older than the app."""
+
+from __future__ import annotations
+
+import weakref
+from _thread import allocate_lock
+from typing import TYPE_CHECKING
+
+from threadserve.call.request import CURRENT
+from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.real import RealKernel
+from threadserve.errors import DeploymentUnavailableError
+
+if TYPE_CHECKING:
+    from threadserve.call.base import Router
+    from threadserve.call.request import Request
+    from threadserve.concurrency.kernel import Kernel, Lock
+
+__all__ = ["Absent", "disown_after_fork", "find", "register"]
+
+_lock = allocate_lock()
+_routers: weakref.WeakValueDictionary[tuple[str, str], Router] = weakref.WeakValueDictionary()  # guarded by _lock
+
+
+def register(router: Router) -> None:
+    """Make `router` the one that handles find under its app and deployment."""
+    with _lock:
+        _routers[router.app, router.deployment] = router
+
+
+def find(app: str, deployment: str) -> Router | None:
+    """Return the router of a deployment, None where there never was one."""
+    with _lock:
+        return _routers.get((app, deployment))
+
+
+class Absent:
+    """The router of a deployment that is not here: answers every request with DeploymentUnavailableError."""
+
+    def __init__(self, app: str, deployment: str, reason: str) -> None:
+        self.kernel: Kernel = RealKernel()
+        self.lock: Lock = self.kernel.lock()
+        self.app = app
+        self.deployment = deployment
+        self.name = f"{app}/{deployment}"
+        self.stream_buffer_size = 1.0
+        self._reason = reason
+
+    def assign(self, request: Request) -> None:
+        """Answer `request`, which may have been meant for another router."""
+        request.router = self
+        error = DeploymentUnavailableError(
+            f"{self.name} is not available: {self._reason}", deployment=self.name, request_id=request.request_id
+        )
+        request.answer(Error(error))
+
+    def leave(self, request: Request) -> None:
+        """Nothing is on the books here."""
+
+
+class _LostLock:
+    """The lock of a router in a forked child: its threads are not there, so waiting on it would never end."""
+
+    def __enter__(self) -> bool:
+        raise DeploymentUnavailableError(f"this call is not available: {FORKED}")
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Never entered."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        return self.__enter__()
+
+    def release(self) -> None:
+        """Never taken."""
+
+
+FORKED = (
+    "this process was forked from the one that runs it, and threads do not survive a fork; "
+    "call serve.run in the child, or start the process with the spawn method"
+)
+"""Why handles and responses that a forked child inherits refuse."""
+
+
+def disown_after_fork() -> None:
+    """Make every router that this forked process inherited refuse, and forget them."""
+    global _lock, _routers
+    inherited = list(_routers.values())
+    _lock, _routers = allocate_lock(), weakref.WeakValueDictionary()
+    for router in inherited:
+        router.assign = Absent(router.app, router.deployment, FORKED).assign  # type: ignore[method-assign]
+        router.lock = _LostLock()
+    CURRENT.set(None)

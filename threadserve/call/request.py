@@ -1,0 +1,405 @@
+"""One call and its answer: the state machine that everything else moves.
+
+::
+
+    WAITING --admitted--> QUEUED --claimed--> RUNNING --body returned--> ANSWERED
+       |                     |                   |
+       `---------------------+-------------------+--> ANSWERED  (cancelled, expired, refused, closed, crashed)
+
+The state is guarded by the lock of the request's router: one lock per deployment guards its queue, its slots and
+the states of its requests, so that settling one, giving back its slot and taking the next is one critical section.
+``settle`` is the only way to ANSWERED and says whether it won; only the winner tells anybody. What has to be done
+in consequence comes back as *news* and is delivered after the lock has been released (``waiter.deliver``).
+
+ANSWERED does not mean that the body has returned: a cancelled sync method runs on until its next checkpoint.
+Only who runs the body ends the request (``is_over``) and with that gives the slot back.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from threadserve.concurrency.outcome import Error, Outcome, Withdrawn
+from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, deliver
+from threadserve.errors import Cancelled, RequestCancelledError, RequestTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextvars import Context
+
+    from threadserve.call.base import Adapter, Router
+    from threadserve.concurrency.channel import Channel
+    from threadserve.concurrency.future import CallFuture
+    from threadserve.concurrency.kernel import Timer, WaiterLike
+
+__all__ = ["CURRENT", "Request", "State", "block", "check_cancelled", "current_request"]
+
+
+class State(enum.Enum):
+    """Where a request is."""
+
+    WAITING = "waiting for its arguments"
+    QUEUED = "queued"
+    RUNNING = "running"
+    ANSWERED = "answered"
+
+
+WAITING, QUEUED, RUNNING, ANSWERED = State.WAITING, State.QUEUED, State.RUNNING, State.ANSWERED
+
+CURRENT: ContextVar[Request | None] = ContextVar("threadserve_request", default=None)
+"""The request whose body this context belongs to."""
+
+
+def current_request() -> Request | None:
+    """Return the request that the running code works for; None outside of one, and once its body has returned."""
+    request = CURRENT.get()
+    return None if request is None or request.is_over else request
+
+
+def check_cancelled() -> None:
+    """Raise Cancelled when the request that the running code works for has been cancelled or has expired."""
+    request = current_request()
+    if request is not None and request.state is ANSWERED:
+        raise Cancelled(f"request {request.request_id} of {request.router.name} was cancelled or has expired")
+
+
+def block(waiter: WaiterLike, timeout: float | None = None) -> bool:
+    """Wait on `waiter`: True when it was set, False after `timeout` seconds.
+
+    A checkpoint: the wait also ends when the request that the waiting code works for is cancelled, with Cancelled.
+    """
+    waiting = current_request()
+    if waiting is None:
+        return waiter.wait(timeout)
+    subscriber = ThreadWaiter(waiter)
+    try:
+        is_set = waiting.subscribe(subscriber) and waiter.wait(timeout)
+    finally:
+        waiting.forget(subscriber)
+    check_cancelled()
+    return is_set
+
+
+class Request:
+    """A call on its way. Knows nothing of responses: those have one field, their request.
+
+    Attributes:
+        args: Positional arguments; None once the body has begun or the request has been answered.
+        kwargs: Keyword arguments; the same.
+        context: The caller's context variables, copied; the body runs inside.
+        deadline: On the kernel's clock, seconds; ``math.inf`` for none.
+        channel: Carries the items of a stream; None for a plain call.
+        adapter: Calls the user's callable in another way than a handle does; None for a handle.
+        is_over: The body has returned, or never will begin: calls made under it now are nobody's children.
+        future: The ``concurrent.futures.Future`` that mirrors it; None until somebody asks for one.
+        was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_children",
+        "_interrupt",
+        "_parent",
+        "_subscribers",
+        "_timer",
+        "adapter",
+        "args",
+        "channel",
+        "context",
+        "created",
+        "deadline",
+        "future",
+        "is_over",
+        "kwargs",
+        "method",
+        "model_id",
+        "outcome",
+        "request_id",
+        "router",
+        "state",
+        "was_cancelled",
+    )
+
+    def __init__(
+        self,
+        router: Router,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        context: Context,
+        request_id: str,
+        model_id: str = "",
+        channel: Channel | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.router = router
+        self.method = method
+        self.args: tuple[Any, ...] | None = args
+        self.kwargs: dict[str, Any] | None = kwargs
+        self.context: Context | None = context
+        self.request_id = request_id
+        self.model_id = model_id
+        self.channel = channel
+        self.adapter = adapter
+        self.created: float = router.kernel.now()
+        self.deadline = math.inf
+        self.state = WAITING  # this and all below: guarded by router.lock
+        self.outcome: Outcome | None = None
+        self.is_over = False
+        self.was_cancelled = False
+        self.future: CallFuture | None = None
+        self._subscribers: dict[Subscriber, None] | None = None
+        self._parent: Request | None = None
+        self._children: dict[Request, None] | None = None
+        self._timer: Timer | None = None
+        self._interrupt: Callable[[], object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Request {self.request_id} {self.router.name}.{self.method} {self.state.value}>"
+
+    # ---- before it is assigned: where it stands in the tree of calls
+
+    def descend_from(self, parent: Request | None, timeout_s: float | None) -> None:
+        """Take a place below `parent`, and the deadline that follows from it and from `timeout_s`.
+
+        None inherits what the parent has left, ``math.inf`` detaches from it. A call made in a request that has
+        been cancelled is born cancelled; one made after the parent's body returned has no parent.
+        """
+        inherited = math.inf
+        if parent is not None and timeout_s != math.inf:
+            inherited = parent.deadline
+        own = math.inf if timeout_s is None else self.created + timeout_s
+        self.deadline = min(own, inherited)
+        if parent is not None and not parent._adopt(self):
+            self.answer(self._cancellation())
+        elif own < inherited:  # otherwise the parent's expiry reaches this one through the tree
+            self._timer = self.router.kernel.call_at(own, self.expire)
+
+    def _adopt(self, child: Request) -> bool:
+        """Make `child` a child of this request; False when this one was cancelled while its body runs on."""
+        with self.router.lock:
+            if self.is_over:
+                return True
+            if self.state is ANSWERED:
+                return False
+            if self._children is None:
+                self._children = {}
+            self._children[child] = None
+        child._parent = self
+        return True
+
+    def _disown(self, child: Request) -> None:
+        with self.router.lock:
+            if self._children is not None:
+                self._children.pop(child, None)
+
+    # ---- the answer
+
+    def settle(self, outcome: Outcome) -> list[Subscriber] | None:
+        """Make `outcome` the answer, with the router's lock held; None when there is an answer already.
+
+        The news that comes back must be delivered once the lock has been released.
+        """
+        was = self.state
+        if was is ANSWERED:
+            return None
+        if was is not RUNNING:
+            self.router.leave(self)
+            self.is_over = True
+        self.state = ANSWERED
+        self.outcome = outcome
+        news: list[Subscriber] = []
+        if self._subscribers is not None:
+            news.extend(self._subscribers)
+            self._subscribers = None
+        if (
+            self._timer is not None
+            or self._parent is not None
+            or self._children is not None
+            or self._interrupt is not None
+            or self.channel is not None
+            or was is not RUNNING
+        ):
+            news.append(_Aftermath(self, has_returned=was is RUNNING and self.is_over))
+        return news
+
+    def end(self, outcome: Outcome) -> list[Subscriber]:
+        """Settle after the body has returned, with the router's lock held; the answer may have been given before."""
+        self.is_over = True
+        self._interrupt = None
+        return self.settle(outcome) or []
+
+    def answer(self, outcome: Outcome) -> bool:
+        """Make `outcome` the answer and tell everybody; False when there is an answer already.
+
+        Never blocks. Safe from any thread that holds no lock of ours.
+        """
+        with self.router.lock:
+            news = self.settle(outcome)
+        if news is None:
+            return False
+        deliver(news)
+        return True
+
+    def cancel(self) -> None:
+        """Answer with RequestCancelledError unless there is an answer; the body and the children are told. Never blocks."""
+        self.was_cancelled = True
+        self.answer(self._cancellation())
+
+    def withdraw(self) -> bool:
+        """Cancel if the body has not begun: True. Otherwise nothing happens: False."""
+        with self.router.lock:
+            if self.state is RUNNING or self.state is ANSWERED:
+                return False
+            outcome = Withdrawn(self._cancellation().exception)
+            news = self.settle(outcome)
+            future = self.future
+        if future is not None:  # before anybody is told, so that whoever looks at it then finds it cancelled
+            future.complete(outcome)
+        deliver(news or ())
+        return True
+
+    def expire(self) -> None:
+        """Answer with RequestTimeoutError unless there is an answer."""
+        state = self.state
+        if state is not ANSWERED:
+            self.answer(self.expiry())
+
+    def expiry(self) -> Error:
+        """Return what a request is answered with when its deadline has passed."""
+        elapsed = self.router.kernel.now() - self.created
+        return Error(
+            RequestTimeoutError(
+                f"request {self.request_id} to {self.router.name}.{self.method} timed out "
+                f"after {elapsed:.3g} s, while {self.state.value}",
+                deployment=self.router.name,
+                request_id=self.request_id,
+                elapsed_s=elapsed,
+            )
+        )
+
+    def _cancellation(self) -> Error:
+        return Error(
+            RequestCancelledError(
+                f"request {self.request_id} to {self.router.name}.{self.method} was cancelled",
+                deployment=self.router.name,
+                request_id=self.request_id,
+            )
+        )
+
+    # ---- the body
+
+    def attach(self, interrupt: Callable[[], object]) -> bool:
+        """Say how to reach the running body when it should stop; False when it should stop already."""
+        with self.router.lock:
+            if self.state is ANSWERED:
+                return False
+            self._interrupt = interrupt
+        return True
+
+    # ---- waiting for the answer
+
+    def subscribe(self, subscriber: Subscriber) -> bool:
+        """Have `subscriber` told of the answer; False when there is an answer already and nobody will be told."""
+        with self.router.lock:
+            if self.state is ANSWERED:
+                return False
+            if self._subscribers is None:
+                self._subscribers = {}
+            self._subscribers[subscriber] = None
+        return True
+
+    def forget(self, subscriber: Subscriber) -> None:
+        """Let `subscriber` not be told, if it has not been."""
+        with self.router.lock:
+            if self._subscribers is not None:
+                self._subscribers.pop(subscriber, None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until there is an answer: True; or until `timeout` seconds have passed: False.
+
+        A checkpoint: raises Cancelled when the code that waits works for a request that is cancelled.
+        Ctrl-C cancels this request and goes on as KeyboardInterrupt.
+        """
+        if self.state is ANSWERED:
+            return True
+        waiter = self.router.kernel.waiter()
+        subscriber = ThreadWaiter(waiter)
+        try:
+            if self.subscribe(subscriber):
+                block(waiter, timeout)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        finally:
+            self.forget(subscriber)
+        return self.state is ANSWERED
+
+    async def wait_async(self) -> None:
+        """Suspend until there is an answer, on whatever event loop runs. Giving up cancels nothing."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        subscriber = LoopWaiter(loop, future)
+        if self.subscribe(subscriber):
+            try:
+                await future
+            finally:
+                self.forget(subscriber)
+
+    def unwrap(self) -> Any:
+        """Return the value or raise the exception; there must be an answer."""
+        outcome = self.outcome
+        assert outcome is not None
+        return outcome.unwrap()
+
+
+class _Aftermath:
+    """What an answer entails beside telling who waits for it; done with no lock held."""
+
+    __slots__ = ("_has_returned", "_request")
+
+    def __init__(self, request: Request, *, has_returned: bool) -> None:
+        self._request = request
+        self._has_returned = has_returned  # the body itself brought the answer
+
+    def tell(self) -> Iterable[Subscriber]:
+        request = self._request
+        parent, request._parent = request._parent, None
+        timer, request._timer = request._timer, None
+        if timer is not None:
+            timer.cancel()
+        if parent is not None:
+            parent._disown(request)
+        if self._has_returned:
+            if request.channel is not None:
+                request.channel.finish()
+            request._children = None
+            return ()
+        if request.channel is not None:
+            request.channel.close()
+        if request.is_over:  # never begun
+            request.args = request.kwargs = request.context = None
+        return self._abandon()
+
+    def _abandon(self) -> Iterable[Subscriber]:
+        """The answer came from outside: stop the body and, with it, all that it had called."""
+        request = self._request
+        with request.router.lock:
+            children, request._children = request._children, None
+            interrupt, request._interrupt = request._interrupt, None
+        if interrupt is not None:
+            interrupt()
+        has_expired = request.outcome is not None and isinstance(request.outcome.exception, RequestTimeoutError)
+        news: list[Subscriber] = []
+        for child in children or ():
+            if has_expired and child.deadline > request.deadline:
+                continue  # it was detached from this deadline
+            with child.router.lock:
+                news.extend(child.settle(child._cancellation()) or ())
+        return news

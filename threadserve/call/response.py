@@ -1,0 +1,210 @@
+"""What a caller holds: the future answer of one call."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast
+
+from threadserve.call.request import ANSWERED, RUNNING, Request
+from threadserve.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from collections.abc import Callable, Generator, Iterable
+
+    from threadserve.concurrency.future import CallFuture
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.concurrency.waiter import Subscriber
+
+__all__ = ["DeploymentResponse", "refuse_in_event_loop", "request_of"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class DeploymentResponse(Generic[R_co]):
+    """The answer to ``handle.method.remote(...)``, now or later.
+
+    Get it with ``.result()`` in plain code and with ``await`` in coroutines, as often as you like, from any thread
+    and any event loop; or pass the response, as it is, to another call. A response that nobody asks still runs.
+    """
+
+    __slots__ = ("__weakref__", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __repr__(self) -> str:
+        request = self._request
+        return f"<DeploymentResponse of {request.router.name}.{request.method}: {describe(request)}>"
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request; all calls made on its behalf share it."""
+        return self._request.request_id
+
+    def result(self, *refused: Never, timeout_s: float | None = None, **unknown: Never) -> R_co:
+        """Wait for the answer and return it.
+
+        Blocks. Safe from any thread, any number of times; not in a running event loop. Ctrl-C in the main thread
+        cancels the request. When the code that waits works for a request that is cancelled, it raises Cancelled.
+
+        Args:
+            timeout_s: Give up after so many seconds; the request goes on and can be asked again.
+
+        Raises:
+            TimeoutError: There is no answer yet.
+            RuntimeError: An event loop runs in this thread; use ``await``.
+            RequestCancelledError: The request was cancelled.
+            Exception: What the user's code raised, as itself.
+        """
+        if refused or unknown:
+            refuse_wait_arguments("result", refused, unknown)
+        self._wait(timeout_s)
+        return cast("R_co", self._request.unwrap())
+
+    def exception(self, *refused: Never, timeout_s: float | None = None, **unknown: Never) -> BaseException | None:
+        """Wait for the answer and return the exception it ended with, None if there is none. Waits as ``result`` does."""
+        if refused or unknown:
+            refuse_wait_arguments("exception", refused, unknown)
+        self._wait(timeout_s)
+        outcome = cast("Outcome", self._request.outcome)
+        return outcome.exception
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        if self._request.state is not ANSWERED:
+            yield from self._request.wait_async().__await__()
+        return cast("R_co", self._request.unwrap())
+
+    def done(self) -> bool:
+        """Whether there is an answer. Never blocks."""
+        return self._request.state is ANSWERED
+
+    def cancel(self) -> None:
+        """Cancel the request, and with it all that it has called; nothing happens if it is answered already.
+
+        Never blocks, may be repeated, safe from any thread. Whoever waits gets RequestCancelledError at once. A
+        body that has not begun never will; a running coroutine gets CancelledError at its ``await``; a running ``def``
+        gets Cancelled at its next checkpoint and keeps its slot until it returns.
+        """
+        self._request.cancel()
+
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` was called, be it too late."""
+        return self._request.was_cancelled
+
+    def add_done_callback(self, fn: Callable[[DeploymentResponse[R_co]], object]) -> None:
+        """Have ``fn(response)`` called once there is an answer: at once if there is one, else on a thread for callbacks.
+
+        Never blocks. An exception in `fn` is logged.
+        """
+        callback = _Callback(self._request, lambda: fn(self))
+        if not self._request.subscribe(callback):
+            callback.call()
+
+    @property
+    def future(self) -> concurrent.futures.Future[R_co]:
+        """A ``concurrent.futures.Future`` for the same answer, made when first asked for, always the same one.
+
+        Its ``cancel`` has the Future's meaning: it succeeds only while the body has not begun.
+        """
+        return cast("concurrent.futures.Future[R_co]", mirror(self._request))
+
+    @property
+    def _condition(self) -> NoReturn:
+        # concurrent.futures.wait and as_completed take this of whatever they are given.
+        raise TypeError(
+            "a DeploymentResponse is no concurrent.futures.Future: pass response.future, "
+            "or use threadserve.futures.wait and as_completed, which take responses as they are"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentError(
+            f"the response of {self._request.router.name}.{self._request.method} cannot be pickled or copied: "
+            "it belongs to this process; fetch its value, or pass the response itself as an argument of a call",
+            deployment=self._request.router.name,
+            request_id=self._request.request_id,
+        )
+
+    def _wait(self, timeout_s: float | None) -> None:
+        request = self._request
+        refuse_in_event_loop(f"{request.router.name}.{request.method}", "await the response: `await response`")
+        if timeout_s is not None and math.isnan(timeout_s):
+            raise ValueError(f"timeout_s must be a number of seconds or None, not {timeout_s!r}")
+        if not request.wait(timeout_s):
+            raise TimeoutError(
+                f"no answer from {request.router.name}.{request.method} within timeout_s={timeout_s} "
+                f"(request {request.request_id} is {request.state.value} and goes on)"
+            )
+
+
+def describe(request: Request) -> str:
+    """Say where `request` is and how to get at its answer."""
+    outcome = request.outcome
+    if outcome is None:
+        return f"{request.state.value}; get the value with .result() or await"
+    if outcome.exception is not None:
+        return f"failed with {type(outcome.exception).__name__}; .result() or await raises it"
+    return "done; get the value with .result() or await"
+
+
+def refuse_wait_arguments(verb: str, refused: tuple[Any, ...], unknown: dict[str, Any]) -> NoReturn:
+    """Answer the usual slips: ``result(5)`` and ``result(timeout=5)``."""
+    given = ", ".join([*map(repr, refused), *(f"{name}={value!r}" for name, value in unknown.items())])
+    raise TypeError(f"{verb}({given}): the only argument is timeout_s, by name: {verb}(timeout_s=5.0)")
+
+
+def refuse_in_event_loop(what: str, instead: str) -> None:
+    """Raise RuntimeError if an event loop runs in this thread: blocking would stop it, and with it perhaps the answer."""
+    # No loop can run where asyncio has not been imported, or is only just being imported by another thread.
+    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if running_loop is not None and running_loop() is not None:
+        raise RuntimeError(f"cannot block on {what} inside a running event loop; {instead}")
+
+
+def request_of(response: DeploymentResponse[Any]) -> Request:
+    """Return the request whose answer `response` is; for the rooms above."""
+    return response._request
+
+
+def mirror(request: Request) -> CallFuture:
+    """Return the request's Future, making it if this is the first call."""
+    future = request.future
+    if future is not None:
+        return future
+    from threadserve.concurrency.future import CallFuture
+
+    made = CallFuture(lambda: request.state is RUNNING, request.withdraw)
+    with request.router.lock:
+        if request.future is None:
+            request.future = made
+        future = request.future
+    if future is made:
+        callback = _Callback(request, lambda: made.complete(cast("Outcome", request.outcome)))
+        if not request.subscribe(callback):
+            callback.call()
+    return future
+
+
+class _Callback:
+    """Foreign code that wants to know. It is never run by whoever tells it."""
+
+    __slots__ = ("_fn", "_request")
+
+    def __init__(self, request: Request, fn: Callable[[], object]) -> None:
+        self._request = request
+        self._fn = fn
+
+    def tell(self) -> Iterable[Subscriber]:
+        self._request.router.kernel.callbacks.post(self.call)
+        return ()
+
+    def call(self) -> None:
+        try:
+            self._fn()
+        except Exception:
+            import logging
+
+            logging.getLogger("threadserve").exception(
+                "a done callback of %s.%s raised", self._request.router.name, self._request.method
+            )

@@ -1,0 +1,167 @@
+"""What a caller of a generator holds: the items of one call, as they come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+
+from threadserve.call.request import ANSWERED, Request, block
+from threadserve.call.response import refuse_in_event_loop
+from threadserve.concurrency.channel import EMPTY, END, Channel
+from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
+from threadserve.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator, Iterator
+
+__all__ = ["DeploymentResponseGenerator"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class DeploymentResponseGenerator(Generic[R_co]):
+    """The items of ``handle.options(stream=True).method.remote(...)``, for ``for`` and for ``async for``.
+
+    The producer runs ahead of the reader by at most ``stream_buffer_size`` items (64 by default) and then waits.
+    An exception in it arrives after the items before it, once. Leaving early - ``close``, ``aclose``, or
+    dropping the generator - stops the producer and gives its slot back; none of them waits for it.
+    """
+
+    __slots__ = ("__weakref__", "_channel", "_has_ended", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._channel = cast("Channel", request.channel)
+        self._has_ended = False
+
+    def __repr__(self) -> str:
+        request = self._request
+        state = "ended" if self._has_ended else f"{request.state.value}, {len(self._channel)} items ready"
+        return (
+            f"<DeploymentResponseGenerator of {request.router.name}.{request.method}: {state}; "
+            "get the items with for or async for>"
+        )
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request; all calls made on its behalf share it."""
+        return self._request.request_id
+
+    def __iter__(self) -> Iterator[R_co]:
+        return self
+
+    def __next__(self) -> R_co:
+        """Return the next item, blocking until there is one. Any thread; a checkpoint, as ``response.result`` is."""
+        item = self._channel.take()
+        if item is EMPTY:
+            item = self._wait_for_item()
+        else:
+            refuse_in_event_loop(self._name, "read it with `async for`")
+        if item is END:
+            self._end()
+            raise StopIteration
+        return cast("R_co", item)
+
+    def __aiter__(self) -> AsyncIterator[R_co]:
+        return self
+
+    async def __anext__(self) -> R_co:
+        """Return the next item, suspending until there is one, on any event loop. Giving up loses nothing."""
+        item = self._channel.take()
+        if item is EMPTY:
+            item = await self._wait_for_item_async()
+        if item is END:
+            self._end()
+            raise StopAsyncIteration
+        return cast("R_co", item)
+
+    def cancel(self) -> None:
+        """Cancel the request: items not yet read are dropped, the next read raises RequestCancelledError, once.
+
+        Never blocks, may be repeated, safe from any thread.
+        """
+        self._request.cancel()
+
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` was called, be it too late."""
+        return self._request.was_cancelled
+
+    def close(self) -> None:
+        """Leave: the producer is stopped, further reads find the end. Never blocks, safe from any thread."""
+        self._has_ended = True
+        self._request.cancel()
+
+    async def aclose(self) -> None:
+        """Leave, as ``close`` does; there is nothing to wait for."""
+        self.close()
+
+    def __del__(self) -> None:
+        # A finalizer may run while its thread holds a lock of ours: it only leaves a note.
+        request = getattr(self, "_request", None)
+        if request is not None and request.state is not ANSWERED:
+            request.router.kernel.errands.post(request.cancel)
+
+    def result(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: a stream has items, not a result.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"the response of {self._request.router.name}.{self._request.method} is a stream: read it with `for` or "
+            "`async for`, or call without stream=True for a single result"
+        )
+
+    def __await__(self) -> Generator[Any, None, NoReturn]:
+        self.result()
+        yield
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentError(
+            f"the stream of {self._request.router.name}.{self._request.method} cannot be pickled or copied: "
+            "it belongs to this process; read it and pass on the items",
+            deployment=self._request.router.name,
+            request_id=self._request.request_id,
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"{self._request.router.name}.{self._request.method}"
+
+    def _wait_for_item(self) -> Any:
+        request, channel = self._request, self._channel
+        refuse_in_event_loop(self._name, "read it with `async for`")
+        while True:
+            waiter = request.router.kernel.waiter()
+            subscriber = ThreadWaiter(waiter)
+            item = channel.take(subscriber)
+            if item is not EMPTY:
+                return item
+            try:
+                block(waiter)
+            except KeyboardInterrupt:
+                request.cancel()
+                raise
+            finally:
+                channel.forget(subscriber)
+
+    async def _wait_for_item_async(self) -> Any:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        while True:
+            future: asyncio.Future[None] = loop.create_future()
+            subscriber = LoopWaiter(loop, future)
+            item = self._channel.take(subscriber)
+            if item is not EMPTY:
+                return item
+            try:
+                await future
+            finally:
+                self._channel.forget(subscriber)
+
+    def _end(self) -> None:
+        """Raise what the stream ended with, if that is an exception and nobody has seen it."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._request.unwrap()

@@ -1,0 +1,85 @@
+"""Ctrl-C: at once in user code and in waits, at the edge of our own code otherwise.
+
+KeyboardInterrupt lands between any two bytecodes of the main thread. In user code that is what everybody expects;
+between "the request is queued" and "a worker is woken" it would leave the request lying for ever. So while
+a runtime is up, and only where SIGINT had Python's default handler, the handler here looks at what it
+interrupted. It reads the stack from the inside out; the first frame that decides it:
+
+1. a wait of ours, or a place where we call user code, was reached from inside: raise at once;
+2. a frame of ours: not now. The signal is tripped again, so it is looked at anew a few bytecodes later, until
+   control has left our code. Nothing polls: the interpreter checks for signals there anyway;
+3. no frame of ours at all: raise at once.
+
+It costs nothing when nobody presses Ctrl-C. ``asyncio.run`` installs a handler of its own while it runs, but only
+in place of ``signal.default_int_handler``; so that it still does, that name stands for our handler meanwhile.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from threadserve.concurrency.waiter import wait_on
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+__all__ = ["Interrupts", "may_interrupt"]
+
+_PACKAGE = __name__.partition(".")[0] + "."
+_ENTRANCES: set[CodeType] = {wait_on.__code__}
+
+
+def may_interrupt(code: CodeType) -> None:
+    """Declare that a KeyboardInterrupt may strike in, and below, the function that has `code`."""
+    _ENTRANCES.add(code)
+
+
+def _may_raise(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code in _ENTRANCES:
+            return True
+        if str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+            return False
+        frame = frame.f_back
+    return True
+
+
+class Interrupts:
+    """Holds SIGINT's handler while at least one runtime is up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0  # guarded by _lock
+        self._default = signal.default_int_handler
+        self._handler = self._handle  # one object: asyncio compares handlers by identity
+
+    def install(self) -> None:
+        """Begin to hold the handler, if this is the main thread and nobody else has it; counted."""
+        with self._lock:
+            self._users += 1
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is self._default:
+            signal.signal(signal.SIGINT, self._handler)
+            signal.default_int_handler = self._handler
+
+    def uninstall(self) -> None:
+        """Put Python's handler back when the last user has gone, if this is the main thread."""
+        with self._lock:
+            self._users = max(0, self._users - 1)
+            if self._users:
+                return
+        signal.default_int_handler = self._default
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is self._handler:
+            signal.signal(signal.SIGINT, self._default)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._users == 0 or _may_raise(frame):
+            self._default(signum, frame)
+        else:
+            _thread.interrupt_main(signal.SIGINT)

@@ -1,0 +1,135 @@
+"""An event loop on a thread of its own, started when it is first needed."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from threadserve.concurrency.waiter import log_failure
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from threadserve.concurrency.kernel import Kernel, Thread
+
+__all__ = ["LoopThread", "is_cancellation", "run_coroutine"]
+
+
+class LoopThread:
+    """Runs functions on one event loop, in the order in which they were submitted.
+
+    Many submissions that come before the loop looks are one wake-up of it.
+    """
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self._kernel = kernel
+        self._name = name
+        self._lock = kernel.lock()
+        self._inbox: deque[Callable[[], object]] = deque()  # guarded by _lock
+        self._is_woken = False  # guarded by _lock: the loop will look at the inbox
+        self._is_stopping = False  # guarded by _lock
+        self._thread: Thread | None = None  # guarded by _lock
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop, once its thread has made it."""
+
+    def submit(self, fn: Callable[[], object]) -> bool:
+        """Have `fn` called on the loop, soon; False when the loop is stopping and will not. Never blocks."""
+        with self._lock:
+            if self._is_stopping:
+                return False
+            self._inbox.append(fn)
+            start = self._thread is None and not self._is_woken
+            wake = not self._is_woken and not start
+            self._is_woken = True
+        if start:
+            self._thread = self._kernel.spawn(self._name, self._run)
+        elif wake and self.loop is not None:
+            self.loop.call_soon_threadsafe(self._drain)
+        return True
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Let what was submitted run, cancel the tasks that are left, end the thread; False when it would not end.
+
+        Blocks up to `timeout` seconds; not for the loop's own thread.
+        """
+        with self._lock:
+            thread = self._thread
+            stopping, self._is_stopping = self._is_stopping, True
+            if thread is not None and not stopping:
+                self._inbox.append(self._stop)
+                wake, self._is_woken = not self._is_woken, True
+            else:
+                wake = False
+        if thread is None:
+            return True
+        if wake and self.loop is not None:
+            self.loop.call_soon_threadsafe(self._drain)
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def _stop(self) -> None:
+        if self.loop is not None:
+            self.loop.stop()
+
+    def _drain(self) -> None:
+        # The flag is cleared before the inbox is emptied: what is submitted meanwhile wakes the loop again.
+        with self._lock:
+            self._is_woken = False
+            notes, self._inbox = self._inbox, deque()
+        for fn in notes:
+            try:
+                fn()
+            except Exception:
+                log_failure()
+
+    def _run(self) -> None:
+        import asyncio
+
+        loop = self._kernel.new_event_loop()
+        asyncio.set_event_loop(loop)
+        loop.call_soon(self._drain)
+        with self._lock:
+            self.loop = loop
+        try:
+            while True:
+                try:
+                    loop.run_forever()
+                    break
+                except (SystemExit, KeyboardInterrupt):  # from a task of the user's: not the end of the others
+                    log_failure()
+        finally:
+            _finish(loop)
+            asyncio.set_event_loop(None)
+
+
+def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    """End a loop's tasks, generators and executor as ``asyncio.run`` does, and close it."""
+    import asyncio
+
+    try:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
+
+def run_coroutine(kernel: Kernel, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run `coroutine` to its end on a loop of its own, on the calling thread. Blocks."""
+    loop = kernel.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        _finish(loop)
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether `error` is what asyncio raises in a cancelled task; looks no further than what has been imported."""
+    kind = getattr(sys.modules.get("asyncio"), "CancelledError", ())
+    return isinstance(error, kind)

@@ -1,0 +1,84 @@
+"""Named daemon threads, and what they inherit from the thread that starts them."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import ContextVar
+
+    from threadserve.concurrency.kernel import Thread
+
+__all__ = ["Inheritance", "is_current", "start_thread"]
+
+
+class _OwnThread(threading.Thread):
+    """A thread that works for everybody, so it inherits from nobody."""
+
+
+def start_thread(name: str, fn: Callable[[], object]) -> threading.Thread:
+    """Start a daemon thread that tracers, debuggers and ``threading.excepthook`` know."""
+    thread = _OwnThread(target=fn, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def is_current(thread: Thread) -> bool:
+    """Whether `thread` is the one that asks."""
+    return thread.ident == threading.get_ident()
+
+
+class Inheritance:
+    """Lets threads that user code starts know what the starting thread had in `variable`.
+
+    Context variables stop at ``threading.Thread`` (before 3.14, and there too by default). While installed,
+    a thread is stamped with the starter's value when it is started; ``get`` prefers the context and falls
+    back on the stamp. Only threads started where the variable is set are touched, and none of ours.
+    """
+
+    def __init__(self, variable: ContextVar[Any]) -> None:
+        self._variable = variable
+        self._attribute = f"_inherited_{variable.name}"
+        self._users = 0  # guarded by _lock
+        self._lock = threading.Lock()
+        self._stamp: Callable[[threading.Thread], None] | None = None  # our Thread.start, while it is in use
+        self._start = threading.Thread.start
+
+    def get(self) -> Any | None:
+        """Return the value in force in this thread, None when there is none."""
+        value = self._variable.get(None)
+        if value is not None:
+            return value
+        return getattr(threading.current_thread(), self._attribute, None)
+
+    def install(self) -> None:
+        """Begin to stamp threads; counted, so every call needs its ``uninstall``."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._wrap_start()
+
+    def uninstall(self) -> None:
+        """Put ``threading.Thread.start`` back when the last user has gone."""
+        with self._lock:
+            self._users -= 1
+            # If somebody has wrapped it after us, ours stays below theirs and stamps nobody.
+            if self._users == 0 and threading.Thread.start is self._stamp:
+                threading.Thread.start = self._start  # type: ignore[method-assign]
+                self._stamp = None
+
+    def _wrap_start(self) -> None:
+        if self._stamp is not None:
+            return
+        original = self._start = threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            value = self.get() if self._users else None
+            if value is not None and not isinstance(thread, _OwnThread):
+                setattr(thread, self._attribute, value)
+            original(thread)
+
+        self._stamp = start
+        threading.Thread.start = start  # type: ignore[assignment, method-assign]

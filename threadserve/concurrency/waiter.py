@@ -1,0 +1,119 @@
+"""How a thread waits for one thing, and how everyone who waits is told.
+
+Two halves that meet nowhere but in the owner of what is waited for:
+
+* A **waiter** is one thread's one wait: made, registered with the owner under the owner's lock, waited on
+  outside of it, thrown away. ``set`` may come before ``wait``, from any thread, and more than once.
+* A **subscriber** is anything that wants to be told: a waiter, an event loop's future, a call that waits for
+  its arguments. Telling it may have consequences (a call became ready, another one failed and has subscribers
+  of its own); ``tell`` returns them instead of acting on them, and ``deliver`` works them off in a
+  loop. That is why a chain of 10,000 hops needs neither recursion nor a parked thread.
+
+Guarantees. The owner takes a subscriber out of its list exactly once, under its lock: either to tell it, or
+because it gave up. So nobody is told twice by the same owner, and who gave up is never told. One subscriber
+that cannot be told (its event loop is closed) is logged and does not keep the others from being told.
+
+What was rejected. A condition variable per call costs more than everything else in it together. A single
+waiter slot per call loses wake-ups, since a call can be waited for by its caller, by a loop and by the next
+call at once.
+"""
+
+from __future__ import annotations
+
+from _thread import TIMEOUT_MAX, allocate_lock
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+
+__all__ = ["LoopWaiter", "Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "wait_on"]
+
+
+class Subscriber(Protocol):
+    """Someone to be told, once, that what it waited for has happened."""
+
+    def tell(self) -> Iterable[Subscriber]:
+        """Pass the news on and return whom else to tell now.
+
+        Called with no lock held, by whatever thread made it happen. Must not block, must not run
+        foreign code and must not raise.
+        """
+
+
+def deliver(news: Iterable[Subscriber]) -> None:
+    """Tell everyone, and everyone who is to be told in consequence. Never blocks; call it with no lock held."""
+    pending = deque(news)
+    while pending:
+        try:
+            pending.extend(pending.popleft().tell())
+        except Exception:
+            log_failure()
+
+
+def log_failure() -> None:
+    """Log the exception under way: one subscriber's trouble is not the others'."""
+    import logging
+
+    logging.getLogger("threadserve").exception("a waiting party could not be told; the others were")
+
+
+def wait_on(acquire: object, timeout: float) -> bool:
+    """The one place where a thread blocks: a frame of its own, so that Ctrl-C knows it may strike here."""
+    return acquire(True, timeout)  # type: ignore[operator, no-any-return]
+
+
+class Waiter:
+    """One thread's one wait, on a raw lock: the cheapest there is in CPython."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until ``set`` was called: True; or until `timeout` seconds have passed: False."""
+        if timeout is None:
+            return wait_on(self._lock.acquire, -1)
+        return wait_on(self._lock.acquire, min(max(timeout, 0.0), TIMEOUT_MAX))
+
+    def set(self) -> None:
+        """End the wait, now or in advance. Never blocks, safe from any thread, harmless when repeated."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # released before: the wait has two causes to end and both came true
+
+
+class ThreadWaiter:
+    """Tells a thread that waits on `waiter`."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self, waiter: object) -> None:
+        self.waiter = waiter
+
+    def tell(self) -> Iterable[Subscriber]:
+        self.waiter.set()  # type: ignore[attr-defined]
+        return ()
+
+
+class LoopWaiter:
+    """Tells a coroutine that awaits `future` on `loop`."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        self._loop = loop
+        self._future = future
+
+    def tell(self) -> Iterable[Subscriber]:
+        self._loop.call_soon_threadsafe(self.wake)
+        return ()
+
+    def wake(self) -> None:
+        """End the await; on the loop."""
+        if not self._future.done():
+            self._future.set_result(None)

@@ -1,0 +1,242 @@
+"""What callers hold of a deployment: turns ``handle.method.remote(...)`` into a request and gives back its response."""
+
+from __future__ import annotations
+
+import math
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
+from uuid import uuid4
+
+from threadserve.call import directory
+from threadserve.call.request import CURRENT, Request
+from threadserve.call.response import DeploymentResponse
+from threadserve.call.stream import DeploymentResponseGenerator
+from threadserve.concurrency.channel import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from threadserve.call.base import Adapter, Router
+
+    class StreamingHandle:
+        """A handle with ``stream=True``, as type checkers see it; at run time there is only DeploymentHandle."""
+
+        def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponseGenerator[Any]: ...
+        def options(self, **options: Any) -> StreamingHandle: ...
+        def __getattr__(self, name: str) -> StreamingHandle: ...
+
+
+__all__ = ["DeploymentHandle", "DeploymentResponse", "DeploymentResponseGenerator", "send"]
+
+T_co = TypeVar("T_co", covariant=True)
+R = TypeVar("R")
+
+_ACCEPTED = ("session_id", "_prefer_local_routing", "_by_reference", "request_serialization", "response_serialization")
+
+
+class DeploymentHandle(Generic[T_co]):
+    """Calls a deployment: ``handle.remote(...)`` calls the instance, ``handle.method.remote(...)`` one of its methods.
+
+    ``remote`` never blocks and never raises for what the call contains; what went wrong arrives at the response.
+    Handles are cheap, safe from any thread, may be passed around, kept across redeploys, and pickled.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        method_name: str = "__call__",
+        stream: bool = False,
+        multiplexed_model_id: str = "",
+        timeout_s: float | None = None,
+    ) -> None:
+        self._router = router
+        self._method_name = method_name
+        self._stream = stream
+        self._model_id = multiplexed_model_id
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        method = "" if self._method_name == "__call__" else f".{self._method_name}"
+        stream = ", stream=True" if self._stream else ""
+        return f"<DeploymentHandle of {self._router.name}{method}{stream}; call it with .remote(...)>"
+
+    @property
+    def deployment_name(self) -> str:
+        """The name of the deployment."""
+        return self._router.deployment
+
+    @property
+    def app_name(self) -> str:
+        """The name of the app."""
+        return self._router.app
+
+    if TYPE_CHECKING:
+
+        @overload
+        def remote(
+            self: DeploymentHandle[Callable[..., Coroutine[Any, Any, R]]], *args: Any, **kwargs: Any
+        ) -> DeploymentResponse[R]: ...
+        @overload
+        def remote(self: DeploymentHandle[Callable[..., R]], *args: Any, **kwargs: Any) -> DeploymentResponse[R]: ...
+        @overload
+        def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponse[Any]: ...
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call, and return the response at once: a DeploymentResponse, or a generator of items with ``stream=True``.
+
+        Responses among the arguments are replaced by their values before the body runs; the call waits for
+        them without holding a thread, a slot or a place in the queue. Never blocks. Safe from any thread. After
+        the app was deleted the response fails with DeploymentUnavailableError.
+        """
+        return self._call(args, kwargs)
+
+    @overload
+    def options(
+        self,
+        *,
+        stream: Literal[True],
+        method_name: str = ...,
+        multiplexed_model_id: str = ...,
+        timeout_s: float | None = ...,
+        **accepted: Any,
+    ) -> StreamingHandle: ...
+    @overload
+    def options(
+        self,
+        *,
+        stream: Literal[False] = ...,
+        method_name: str = ...,
+        multiplexed_model_id: str = ...,
+        timeout_s: float | None = ...,
+        **accepted: Any,
+    ) -> DeploymentHandle[Callable[..., Any]]: ...
+
+    def options(
+        self,
+        *,
+        method_name: str | None = None,
+        stream: bool | None = None,
+        multiplexed_model_id: str | None = None,
+        timeout_s: float | None = None,
+        **accepted: Any,
+    ) -> Any:
+        """Return a handle to the same deployment with other options; what is not named stays as it is.
+
+        Args:
+            method_name: The method that ``remote`` calls.
+            stream: Whether ``remote`` returns a generator of the items that the method yields.
+            multiplexed_model_id: What ``get_multiplexed_model_id()`` tells the method; not inherited by its own calls.
+            timeout_s: Bounds each call, queueing and waiting for arguments included, in seconds. The calls that it
+                makes inherit what is left. None leaves the bound as it is, ``math.inf`` lifts an inherited one.
+            accepted: Options of Ray Serve's that have no effect in one process: session_id, _prefer_local_routing,
+                _by_reference, request_serialization, response_serialization.
+
+        Raises:
+            TypeError: An option is unknown.
+            ValueError: timeout_s is not a positive number.
+        """
+        for name in accepted:
+            if name not in _ACCEPTED:
+                self._refuse_option(name)
+        if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+            raise ValueError(
+                f"handle of {self._router.name}: timeout_s must be a positive number of seconds, "
+                f"math.inf or None, not {timeout_s!r}"
+            )
+        return DeploymentHandle[Any](
+            self._router,
+            method_name=self._method_name if method_name is None else method_name,
+            stream=self._stream if stream is None else bool(stream),
+            multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+        )
+
+    def __getattr__(self, name: str) -> DeploymentHandle[Callable[..., Any]]:
+        if name.startswith("__") and name.endswith("__"):
+            # Otherwise copy, pickle, numpy and pytest would see methods everywhere.
+            raise AttributeError(
+                f"handle of {self._router.name}: reach {name} with handle.options(method_name={name!r})"
+                if "_router" in self.__dict__
+                else name
+            )
+        handle = self.options(method_name=name)
+        self.__dict__[name] = handle
+        return handle
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        method = "" if self._method_name == "__call__" else f".{self._method_name}"
+        raise TypeError(f"a handle is not called itself: write handle{method}.remote({given})")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (
+            self._router.app,
+            self._router.deployment,
+            self._method_name,
+            self._stream,
+            self._model_id,
+            self._timeout_s,
+        )
+
+    def _call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        request_id: str | None = None,
+        adapter: Adapter | None = None,
+    ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
+        router = self._router
+        caller = CURRENT.get()
+        if request_id is None:
+            request_id = str(uuid4()) if caller is None else caller.request_id
+        request = Request(
+            router,
+            self._method_name,
+            args,
+            kwargs,
+            context=copy_context(),
+            request_id=request_id,
+            model_id=self._model_id,
+            channel=Channel(router.kernel, router.stream_buffer_size) if self._stream else None,
+            adapter=adapter,
+        )
+        parent = None if caller is None or caller.is_over else caller
+        if parent is not None or self._timeout_s is not None:
+            request.descend_from(parent, self._timeout_s)
+        router.assign(request)
+        return DeploymentResponseGenerator(request) if self._stream else DeploymentResponse(request)
+
+    def _refuse_option(self, name: str) -> NoReturn:
+        import difflib
+
+        known = ["method_name", "stream", "multiplexed_model_id", "timeout_s", *_ACCEPTED]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known[:4])}"
+        raise TypeError(f"handle of {self._router.name} has no option {name!r}{hint}")
+
+
+def send(
+    handle: DeploymentHandle[Any],
+    *args: Any,
+    adapter: Adapter,
+    request_id: str,
+    multiplexed_model_id: str = "",
+    timeout_s: float | None = None,
+) -> DeploymentResponseGenerator[Any]:
+    """Call a deployment from outside, through `adapter`, under a request id that came with the call."""
+    timeout = math.inf if timeout_s is None else timeout_s
+    bound = handle.options(stream=True, multiplexed_model_id=multiplexed_model_id, timeout_s=timeout)
+    return bound._call(args, {}, request_id=request_id, adapter=adapter)  # type: ignore[return-value]
+
+
+def _rebuild(
+    app: str, deployment: str, method_name: str, stream: bool, model_id: str, timeout_s: float | None
+) -> DeploymentHandle[Any]:
+    router = directory.find(app, deployment) or directory.Absent(app, deployment, "no such app runs in this process")
+    return DeploymentHandle(
+        router, method_name=method_name, stream=stream, multiplexed_model_id=model_id, timeout_s=timeout_s
+    )
+
+

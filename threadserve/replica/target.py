@@ -1,0 +1,165 @@
+"""The user's class or function: how it is made, which of its methods there are, where each begins to run."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from threadserve.call.response import DeploymentResponse
+from threadserve.call.stream import DeploymentResponseGenerator
+from threadserve.errors import ArgumentError, ConfigError, MethodNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from threadserve.call.request import Request
+
+__all__ = ["Target", "check_result", "check_stream"]
+
+
+class Target:
+    """One instance of a deployment's class, or its function.
+
+    What the class looks like is read once, without running the user's code (no property is evaluated): the router
+    asks ``begins_async`` while it holds its lock.
+    """
+
+    def __init__(self, func_or_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._func_or_class = func_or_class
+        self._args = args
+        self._kwargs = kwargs
+        self.is_class = inspect.isclass(func_or_class)
+        self.servable: Any = None if self.is_class else func_or_class
+        """The user's instance, once it is made; a function is its own."""
+        self._async_methods = self._find_async_methods()
+
+    def construct(self) -> Any:
+        """Make the instance; a coroutine to be awaited comes back where ``__init__`` is one."""
+        if not self.is_class:
+            return None
+        cls, args, kwargs = self._func_or_class, self._args, self._kwargs
+        if not inspect.iscoroutinefunction(cls.__init__):
+            self.servable = cls(*args, **kwargs)
+            return None
+        self.servable = cls.__new__(cls, *args, **kwargs)
+        return self.servable.__init__(*args, **kwargs)
+
+    def begins_async(self, method: str) -> bool:
+        """Whether calling `method` begins on the event loop: it is an ``async def``, a generator or not."""
+        return ("__call__" if not self.is_class else method) in self._async_methods
+
+    def lookup(self, request: Request) -> Callable[..., Any]:
+        """Return what `request` calls. A function is called whatever the method is named.
+
+        Raises:
+            MethodNotFoundError: There is no such method.
+            ArgumentError: The name stands for something that cannot be called.
+        """
+        if not self.is_class:
+            return self.servable  # type: ignore[no-any-return]
+        try:
+            fn = getattr(self.servable, request.method)
+        except AttributeError:
+            if inspect.getattr_static(self.servable, request.method, None) is not None:
+                raise  # a property of the user's that failed
+            self._refuse(request)
+        if not callable(fn):
+            raise ArgumentError(
+                f"{request.router.name}.{request.method} is a {type(fn).__name__}, not a method; it cannot be called",
+                deployment=request.router.name,
+                request_id=request.request_id,
+            )
+        return fn  # type: ignore[no-any-return]
+
+    def reconfiguration(self, user_config: Any, rank: Any) -> Callable[[], Any] | None:
+        """Return what hands `user_config` to the instance; None where there is nothing to hand over.
+
+        Raises:
+            ConfigError: There is a user_config and no ``reconfigure`` to take it.
+        """
+        reconfigure = getattr(self.servable, "reconfigure", None) if self.is_class else None
+        if reconfigure is None:
+            if user_config is None:
+                return None
+            raise ConfigError("a user_config was given, but there is no method reconfigure(user_config) to take it")
+        if "rank" in inspect.signature(reconfigure).parameters:
+            return lambda: reconfigure(user_config, rank=rank)
+        return None if user_config is None else lambda: reconfigure(user_config)
+
+    def methods(self) -> tuple[str, ...]:
+        """Return the names that can be called, public ones and those with one leading underscore."""
+        names = (name for name in dir(self._func_or_class) if not name.startswith("__"))
+        found = [name for name in names if _is_method(inspect.getattr_static(self._func_or_class, name))]
+        if hasattr(self._func_or_class, "__call__") and self.is_class and "__call__" in _members(self._func_or_class):
+            found.insert(0, "__call__")
+        return tuple(found)
+
+    def _find_async_methods(self) -> frozenset[str]:
+        if not self.is_class:
+            is_async = _begins_async(self._func_or_class)
+            return frozenset(("__call__",) if is_async else ())
+        members = {name: inspect.getattr_static(self._func_or_class, name, None) for name in dir(self._func_or_class)}
+        return frozenset(name for name, member in members.items() if _begins_async(member))
+
+    def _refuse(self, request: Request) -> NoReturn:
+        available = self.methods()
+        near = difflib.get_close_matches(request.method, available, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise MethodNotFoundError(
+            f"method {request.method!r} does not exist in {request.router.name}{hint} "
+            f"Available methods: {list(available)}",
+            deployment=request.router.name,
+            request_id=request.request_id,
+            available=available,
+        )
+
+
+def _members(cls: Any) -> set[str]:
+    return {name for base in inspect.getmro(cls) if base is not object for name in vars(base)}
+
+
+def _is_method(member: object) -> bool:
+    return callable(member) or isinstance(member, (staticmethod, classmethod))
+
+
+def _begins_async(member: object) -> bool:
+    if isinstance(member, (staticmethod, classmethod)):
+        member = member.__func__
+    return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+
+
+_NO_RESULT = frozenset(
+    (CoroutineType, GeneratorType, AsyncGeneratorType, DeploymentResponse, DeploymentResponseGenerator)
+)
+
+
+def check_result(request: Request, result: Any) -> None:
+    """Refuse what a plain call cannot return; a coroutine has been awaited before."""
+    kind = type(result)
+    if kind not in _NO_RESULT:
+        return
+    name = f"{request.router.name}.{request.method}"
+    if kind is DeploymentResponse:
+        hint = "an unresolved DeploymentResponse: return its value (`await` it, or .result() in a def)"
+    elif kind is CoroutineType:
+        hint = "a coroutine that nobody awaited"
+    else:
+        if kind is GeneratorType:
+            result.close()
+        hint = "a generator: the caller must use handle.options(stream=True)"
+    raise ArgumentError(f"{name} returned {hint}", deployment=request.router.name, request_id=request.request_id)
+
+
+def check_stream(request: Request, items: Any) -> None:
+    """Refuse what cannot be streamed."""
+    if isinstance(items, (Iterator, AsyncIterator)):
+        return
+    raise ArgumentError(
+        f"{request.router.name}.{request.method} was called with stream=True but did not return a generator "
+        f"(it returned a {type(items).__name__}); yield the items, or call without stream=True",
+        deployment=request.router.name,
+        request_id=request.request_id,
+    )

@@ -1,0 +1,305 @@
+"""A replica whose code runs on threads of this interpreter: workers for ``def``, one event loop for ``async def``.
+
+How it works. The router claims a request for a slot of this replica and then either runs it on one of the replica's
+worker threads (``run``) or posts it to the replica's event loop (``post``). Which of the two is a guess from the outside
+of the user's callable; what the call *returns* decides. A coroutine that comes out of a ``def`` goes on on the loop
+with its slot, a generator is drained into the request's channel, where it came up. So decorated callables need no
+declaration of what they are.
+
+What it promises.
+
+* ``run`` never raises: whatever the user's code does is an outcome.
+* The body runs in the caller's context variables, copied, with the replica and the request set.
+* A request ends once: ``run`` returns its outcome, or ``on_done`` is called with it, later, on the loop.
+* The loop and its thread exist only after the first coroutine.
+
+What it assumes. The router takes care of limits: nobody is refused here. Constructors, ``reconfigure`` and the like run
+outside of the slots (``call``), on a thread that may wait.
+
+Rejected: running coroutines by hand on worker threads (they are distinguishable without a loop and a task, and break the
+exclusivity of the loop's code); a pool of threads shared by replicas (a slow replica would starve another).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
+from threadserve.call.request import ANSWERED, CURRENT, Request
+from threadserve.concurrency.loops import LoopThread, is_cancellation
+from threadserve.concurrency.outcome import Error, Outcome, Value
+from threadserve.concurrency.threads import is_current
+from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
+from threadserve.replica.target import Target, check_result, check_stream
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from threadserve.concurrency.kernel import Kernel, Thread
+
+__all__ = ["ThreadReplica"]
+
+
+class ThreadReplica:
+    """One running copy of a deployment."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        target: Target,
+        *,
+        deployment: DeploymentID,
+        rank: int,
+        world_size: int,
+        code_version: str,
+    ) -> None:
+        self._kernel = kernel
+        self._target = target
+        self.name = f"{deployment.app_name}/{deployment.name}#{rank}"
+        """``app/deployment#rank``."""
+        self.context = ReplicaContext(
+            replica_id=ReplicaID(f"{kernel.random.getrandbits(40):010x}"[:8], deployment),
+            rank=ReplicaRank(rank),
+            world_size=world_size,
+            code_version=code_version,
+            get_servable_object=lambda: target.servable,
+        )
+        self.on_done: Callable[[Request, Outcome], None] = _nobody
+        """Called with each request that ends on the loop; set by the router."""
+        self._loop = LoopThread(kernel, f"{self.name} loop")
+        self._lock = kernel.lock()
+        self._threads: list[Thread] = []  # guarded by _lock
+        self._hired = 0  # guarded by _lock
+
+    def __repr__(self) -> str:
+        return f"<ThreadReplica {self.name} of {len(self._threads)} threads>"
+
+    # ---- its life; each blocks, on a thread that may
+
+    def start(self, user_config: Any) -> None:
+        """Construct and configure the instance. Raises what the user's code raises."""
+        self.call(self._target.construct)
+        reconfigure = self._target.reconfiguration(user_config, self.context.rank)
+        if reconfigure is not None:
+            self.call(reconfigure)
+
+    def call(self, fn: Callable[[], Any]) -> Any:
+        """Call `fn` as code of this replica, outside of the slots; a coroutine is awaited on the loop."""
+        context = Context()
+        context.run(REPLICA.set, self.context)
+        result = context.run(fn)
+        return self._await(result, context) if inspect.iscoroutine(result) else result
+
+    def stop(self, timeout: float | None) -> list[str]:
+        """End the loop and wait for the workers, which the router has sent home; names those that would not end."""
+        deadline = None if timeout is None else self._kernel.now() + timeout
+        stuck: list[str] = []
+        if not self._loop.stop(timeout):
+            stuck.append(f"{self.name} loop")
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            if is_current(thread):
+                continue
+            thread.join(None if deadline is None else max(0.0, deadline - self._kernel.now()))
+            if thread.is_alive():
+                stuck.append(thread.name)
+        return stuck
+
+    def add_worker(self, work: Callable[[], None]) -> None:
+        """Start a worker thread that runs `work`. Raises RuntimeError where the system has no thread to give."""
+        with self._lock:
+            self._hired += 1
+            name = f"{self.name} worker {self._hired}"
+        thread = self._kernel.spawn(name, work)
+        with self._lock:
+            self._threads.append(thread)
+
+    # ---- requests
+
+    def begins_async(self, method: str) -> bool:
+        """Whether a call of `method` is for ``post`` rather than for ``run``. Runs no code of the user's."""
+        return self._target.begins_async(method)
+
+    def run(self, request: Request) -> Outcome | None:
+        """Run the body on this thread. None: it goes on on the loop, and ``on_done`` will tell how it ended."""
+        context, request.context = request.context, None
+        if context is None:  # answered between claim and start
+            return Value(None)
+        return context.run(self._run, request, context)
+
+    def post(self, request: Request) -> None:
+        """Begin the body on the loop; ``on_done`` will tell how it ended. Never blocks."""
+        context, request.context = request.context, None
+        self._post(request, context or Context(), self._body(request))
+
+    def _run(self, request: Request, context: Context) -> Outcome | None:
+        try:
+            CURRENT.set(request)
+            REPLICA.set(self.context)
+            result = self._begin(request)
+            if inspect.iscoroutine(result):
+                self._post(request, context.copy(), self._go_on(request, result))
+                return None
+            if request.channel is None:
+                check_result(request, result)
+                return Value(result)
+            check_stream(request, result)
+            if isinstance(result, AsyncIterator) and not hasattr(result, "__next__"):
+                self._post(request, context.copy(), self._drain_async(request, result))
+                return None
+            self._drain(request, result)
+            return Value(None)
+        except BaseException as error:
+            return self._failure(request, error)
+
+    def _begin(self, request: Request) -> Any:
+        """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
+        if self._kernel.now() >= request.deadline:  # it passed in the queue, and the timer is late
+            request.expire()
+            raise Cancelled("the deadline passed before the body began")
+        fn = self._target.lookup(request)
+        args, kwargs = request.args or (), request.kwargs or {}
+        request.args = request.kwargs = None
+        if request.adapter is None:
+            return fn(*args, **kwargs)
+        if self._target.begins_async(request.method):
+            return request.adapter.aiterate(fn, args, kwargs)
+        return request.adapter.iterate(fn, args, kwargs)
+
+    def _failure(self, request: Request, error: BaseException) -> Outcome:
+        """Make an outcome of what the body raised; what means something else to the caller's thread is translated."""
+        name = f"{request.router.name}.{request.method}"
+        where = {"deployment": request.router.name, "request_id": request.request_id}
+        if isinstance(error, SystemExit):
+            died = ReplicaDiedError(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
+            died.__cause__ = error
+            return Error(died)
+        if isinstance(error, Cancelled) or is_cancellation(error):
+            cancelled = RequestCancelledError(f"the code of {name} cancelled itself", **where)
+            cancelled.__cause__ = error
+            return Error(cancelled)
+        return Error(error)
+
+    # ---- generators
+
+    def _drain(self, request: Request, items: Iterator[Any]) -> None:
+        """Hand on the items until they end or nobody wants them; the generator's ``finally`` runs here."""
+        channel = request.channel
+        assert channel is not None
+        try:
+            for item in items:
+                if not channel.put(item):
+                    return
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    async def _drain_async(self, request: Request, items: Any) -> None:
+        channel = request.channel
+        assert channel is not None
+        try:
+            if isinstance(items, AsyncIterator):
+                async for item in items:
+                    if not await channel.aput(item):
+                        return
+            else:
+                for item in items:
+                    if not await channel.aput(item):
+                        return
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+
+    # ---- coroutines
+
+    async def _body(self, request: Request) -> Any:
+        """The whole of a call that begins on the loop."""
+        if request.state is ANSWERED:
+            return None
+        CURRENT.set(request)
+        REPLICA.set(self.context)
+        return await self._go_on(request, self._begin(request))
+
+    async def _go_on(self, request: Request, result: Any) -> Any:
+        if inspect.isawaitable(result) and not isinstance(result, AsyncIterator):
+            result = await result
+        if request.channel is None:
+            check_result(request, result)
+            return result
+        check_stream(request, result)
+        await self._drain_async(request, result)
+        return None
+
+    def _post(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
+        if not self._loop.submit(lambda: self._start(request, context, body)):
+            body.close()
+            self.on_done(request, Error(ReplicaDiedError(f"replica {self.name} is stopping")))
+
+    def _start(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
+        loop = self._loop.loop
+        assert loop is not None
+        task: asyncio.Task[Outcome] = loop.create_task(
+            self._guard(request, body, lambda: _cancel_threadsafe(loop, task)),
+            context=context,
+            name=f"{self.name} {request.method}",
+        )
+        task.add_done_callback(lambda task: self._end(request, body, task))
+
+    async def _guard(self, request: Request, body: Coroutine[Any, Any, Any], interrupt: Callable[[], None]) -> Outcome:
+        """Keep what the body raises from the loop, which SystemExit would end.
+
+        The interrupt is attached here, in the first step: a task that is cancelled before it would never begin.
+        """
+        try:
+            if not request.attach(interrupt):
+                interrupt()
+            return Value(await body)
+        except BaseException as error:
+            return self._failure(request, error)
+
+    def _end(self, request: Request, body: Coroutine[Any, Any, Any], task: asyncio.Task[Outcome]) -> None:
+        if task.cancelled():  # the loop was stopped before the first step
+            body.close()
+            self.on_done(request, Error(ReplicaDiedError(f"replica {self.name} is stopping")))
+        else:
+            self.on_done(request, task.result())
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> Any:
+        """Run `coroutine` on the loop and wait for it, on a thread that may."""
+        waiter = self._kernel.waiter()
+        outcomes: list[Outcome] = []
+
+        async def body() -> None:
+            try:
+                outcomes.append(Value(await coroutine))
+            except BaseException as error:
+                outcomes.append(Error(error))
+            waiter.set()
+
+        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
+
+        def start() -> None:
+            assert self._loop.loop is not None
+            tasks.append(self._loop.loop.create_task(body(), context=context))
+
+        if not self._loop.submit(start):
+            coroutine.close()
+            raise ReplicaDiedError(f"replica {self.name} is stopping")
+        waiter.wait()
+        return outcomes[0].unwrap()
+
+
+def _nobody(request: Request, outcome: Outcome) -> None:
+    """Stand in for the router until there is one."""
+
+
+def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(task.cancel)

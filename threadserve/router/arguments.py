@@ -1,0 +1,213 @@
+"""Calls that wait for the answers of other calls: no thread, no slot and no place in a queue is held meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from threadserve.call.request import ANSWERED, Request
+from threadserve.call.response import DeploymentResponse, request_of
+from threadserve.call.stream import DeploymentResponseGenerator
+from threadserve.concurrency.future import is_future
+from threadserve.concurrency.outcome import Error, Outcome, capture
+from threadserve.concurrency.waiter import Subscriber, deliver
+from threadserve.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Inputs", "has_inputs"]
+
+_PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
+_LOOK_DEPTH = 2
+_LOOK_COUNT = 64
+
+
+def has_inputs(request: Request) -> bool:
+    """Whether `request` has responses or futures among its arguments.
+
+    Raises:
+        ArgumentError: A response is nested in a container, or a generator is an argument.
+    """
+    found = False
+    for value in _arguments(request):
+        kind = type(value)
+        if kind in _PLAIN:
+            continue
+        if isinstance(value, DeploymentResponse) or is_future(value):
+            found = True
+        elif isinstance(value, DeploymentResponseGenerator):
+            _refuse_stream(request)
+        elif kind in _CONTAINERS:
+            _look_inside(request, value)
+    return found
+
+
+def _arguments(request: Request) -> Iterator[Any]:
+    yield from request.args or ()
+    if request.kwargs:
+        yield from request.kwargs.values()
+
+
+_CONTAINERS = frozenset((list, tuple, set, dict))
+
+
+def _look_inside(request: Request, value: Any) -> None:
+    """Find a nested response, two levels deep and among the first 64 elements: a full walk would cost too much."""
+    level: list[Any] = [value]
+    left = _LOOK_COUNT
+    for _ in range(_LOOK_DEPTH):
+        inner: list[Any] = []
+        for container in level:
+            for element in tuple(container.values() if type(container) is dict else container):
+                if left == 0:
+                    return
+                left -= 1
+                if isinstance(element, DeploymentResponse):
+                    _refuse_nested(request, type(value).__name__)
+                if isinstance(element, DeploymentResponseGenerator):
+                    _refuse_stream(request)
+                if type(element) in _CONTAINERS:
+                    inner.append(element)
+        level = inner
+
+
+def _refuse_nested(request: Request, container: str) -> None:
+    raise ArgumentError(
+        f"{request.router.name}.{request.method} got a DeploymentResponse nested in a {container}: only responses that are "
+        "arguments themselves are resolved; pass each as an argument of its own (`*responses`), or fetch the "
+        "values first (`await threadserve.futures.gather(...)` or .result())",
+        deployment=request.router.name,
+        request_id=request.request_id,
+    )
+
+
+def _refuse_stream(request: Request) -> None:
+    raise ArgumentError(
+        f"{request.router.name}.{request.method} got a DeploymentResponseGenerator as an argument: a stream cannot be passed "
+        "to another deployment; read it (`async for` or `for`) and pass the items",
+        deployment=request.router.name,
+        request_id=request.request_id,
+    )
+
+
+class Inputs:
+    """The unanswered inputs of one request; it is admitted when the last of them has its value.
+
+    The first input that fails answers the request with its own failure. The count starts one too high and that
+    guard is taken off last: otherwise inputs that are answered while the others are still being registered
+    would start the call too early.
+    """
+
+    __slots__ = ("_admit", "_pending", "_request", "_upstream")
+
+    def __init__(self, request: Request, admit: Callable[[Request], Iterable[Subscriber]]) -> None:
+        self._request = request
+        self._admit = admit
+        self._pending = 1  # guarded by the lock of the request's router
+        self._upstream: list[tuple[Request, _Input]] = []
+
+    def register(self) -> None:
+        """Begin to wait. Never blocks."""
+        request = self._request
+        if not request.subscribe(self):
+            return
+        for value in _arguments(request):
+            if isinstance(value, DeploymentResponse):
+                self._watch(request_of(value))
+            elif type(value) not in _PLAIN and is_future(value):
+                self._watch_future(value)
+        if request.state is ANSWERED:  # an input had failed already
+            deliver((self,))
+        deliver(self.arrived())
+
+    def tell(self) -> Iterable[Subscriber]:
+        """The request itself was answered while it waited: nobody needs to be told of its inputs any more."""
+        for upstream, watch in self._upstream:
+            upstream.forget(watch)
+        self._upstream.clear()
+        return ()
+
+    def arrived(self) -> Iterable[Subscriber]:
+        """One input has its value, or the guard is taken off; admit the request if that was the last."""
+        request = self._request
+        with request.router.lock:
+            self._pending -= 1
+            if self._pending or request.state is ANSWERED:
+                return ()
+        request.forget(self)
+        self._upstream.clear()
+        failure = self._resolve()
+        return self._admit(request) if failure is None else self.failed(failure)
+
+    def failed(self, outcome: Outcome) -> Iterable[Subscriber]:
+        """An input failed: so has the request, whose body never runs."""
+        with self._request.router.lock:
+            return self._request.settle(outcome) or ()
+
+    def _watch(self, upstream: Request) -> None:
+        watch = _Input(self, upstream)
+        with self._request.router.lock:
+            self._pending += 1
+        self._upstream.append((upstream, watch))
+        if not upstream.subscribe(watch):
+            deliver(watch.tell())
+
+    def _watch_future(self, future: concurrent.futures.Future[Any]) -> None:
+        with self._request.router.lock:
+            self._pending += 1
+        future.add_done_callback(self._future_done)
+
+    def _future_done(self, future: concurrent.futures.Future[Any]) -> None:
+        outcome = _outcome(future)
+        if outcome is not None and outcome.exception is not None:
+            deliver(self.failed(outcome))
+        else:
+            deliver(self.arrived())
+
+    def _resolve(self) -> Outcome | None:
+        """Put the values in the place of the responses; the failure of the first that failed comes back instead."""
+        request = self._request
+        args, kwargs = request.args, request.kwargs
+        if args is None or kwargs is None:
+            return None
+        values: list[Any] = []
+        for value in _arguments(request):
+            outcome = _outcome(value)
+            if outcome is None:
+                values.append(value)
+            elif outcome.exception is not None:
+                return outcome
+            else:
+                values.append(outcome.unwrap())
+        request.args = tuple(values[: len(args)])
+        request.kwargs = dict(zip(kwargs, values[len(args) :], strict=True))
+        return None
+
+
+def _outcome(value: Any) -> Outcome | None:
+    """Return how an input ended; None for what is no input."""
+    if type(value) in _PLAIN:
+        return None
+    if isinstance(value, DeploymentResponse):
+        return request_of(value).outcome
+    if is_future(value):
+        outcome = capture(value.result)
+        return Error(outcome.exception) if isinstance(outcome, Error) else outcome
+    return None
+
+
+class _Input:
+    """One input, as its own request sees it."""
+
+    __slots__ = ("_inputs", "_upstream")
+
+    def __init__(self, inputs: Inputs, upstream: Request) -> None:
+        self._inputs = inputs
+        self._upstream = upstream
+
+    def tell(self) -> Iterable[Subscriber]:
+        outcome = self._upstream.outcome
+        if outcome is not None and outcome.exception is not None:
+            return self._inputs.failed(outcome)
+        return self._inputs.arrived()

@@ -1,0 +1,442 @@
+"""Assigns the requests of one deployment to its replicas: one queue, the slots, one lock.
+
+One request's journey
+---------------------
+1. ``handle.method.remote(*args)`` makes a Request and calls ``assign``. It never blocks.
+2. Responses among the arguments are waited for (``router/arguments.py``): by subscription, not by a thread.
+3. ``admit`` decides under the lock: refused (BackPressureError), or in the queue, in order.
+4. The request is *claimed*, exactly once: in one critical section the head is taken from the queue, a slot from a replica,
+   and the request is RUNNING. For a ``def`` the claimer is one of the replica's workers. A coroutine needs no thread,
+   so whoever finds it at the head claims it and posts it to the replica's loop.
+5. ``replica.run`` calls the user's code and makes an outcome of it.
+6. In one critical section the slot is given back, the request is answered and the next one is claimed.
+7. The news is delivered with no lock held: waiters wake, calls that waited for this value are admitted.
+
+What holds at all times
+-----------------------
+* *Queued and a free slot imply somebody on the way.* Whoever makes either true (a request comes, a slot is given back,
+  a replica opens) calls ``_pump`` in the same critical section. At most one worker is on its way per router
+  (``_is_waking``); when it arrives it takes the flag off, claims, and pumps again. So a burst of submissions wakes
+  workers in a chain instead of all at once, and a wake-up is never lost: the flag and the queue are looked at together.
+* Slots limit calls, not threads. ANSWERED does not free a slot: only the body's return does.
+* Requests that are answered in the queue stay there, dead, until they are met; limits look at the live count.
+* A seat that is closed gets nothing new. Its requests go on; its idle workers go home.
+
+Inside the lock are only decisions. What is to be done comes back as *effects* and is done after the lock has been
+released, like the news. Nothing foreign runs in between, and the user's values never die under the lock.
+
+Rejected: handing each request to an idle worker under the lock (sixteen submissions are then sixteen wake-ups: five times
+the cost); one queue per replica (idle replicas beside queued requests).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
+from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.waiter import deliver
+from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError, RequestError
+from threadserve.router.arguments import Inputs, has_inputs
+from threadserve.router.seats import Seat, Seats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.concurrency.waiter import Subscriber
+    from threadserve.replica.thread import ThreadReplica
+
+__all__ = ["Limits", "Router", "RouterStatistics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a deployment allows its callers."""
+
+    max_queued_requests: int = -1
+    """Requests that may wait beside those that have a slot; -1 for any number."""
+    stream_buffer_size: int = 64
+    """Items that a stream's producer may run ahead of its reader."""
+    status_code: int = 503
+    """What HTTP answers when the queue is full."""
+    retry_after_s: float | None = None
+    """What HTTP then advises, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterStatistics:
+    """What a router had at one moment."""
+
+    waiting: int
+    """Requests that wait for their arguments."""
+    queued: int
+    """Requests that wait for a slot."""
+    ongoing: int
+    """Slots that are taken in replicas that get requests."""
+    replicas: int
+    """Replicas that get requests."""
+    workers: int
+    """Worker threads of those replicas."""
+
+
+class _Effects(NamedTuple):
+    """What was decided under the lock and is to be done outside."""
+
+    post: tuple[tuple[Seat, Request], ...] = ()
+    wake: WaiterLike | None = None
+    hire: Seat | None = None
+
+
+_NOTHING = _Effects()
+
+
+class Router:
+    """Runs the requests of one deployment. Every member is safe from any thread."""
+
+    def __init__(self, kernel: Kernel, app: str, deployment: str) -> None:
+        self.kernel = kernel
+        self.app = app
+        self.deployment = deployment
+        self.name = f"{app}/{deployment}"
+        self.stream_buffer_size: float = Limits().stream_buffer_size
+        self.lock: Lock = kernel.lock()
+        self._limits = Limits()  # guarded by lock, as all below
+        self._closed_because: str | None = "it is not deployed"
+        self._opening = 0
+        self._queue: deque[Request] = deque()
+        self._queued = 0
+        self._waiting: dict[Request, None] = {}
+        self._seats = Seats()
+        self._is_waking = False
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        state = "" if self._closed_because is None else ", closed"
+        return f"<Router {self.name} {now.ongoing} ongoing, {now.queued} queued, {now.replicas} replicas{state}>"
+
+    def statistics(self) -> RouterStatistics:
+        """Return what there is at this moment."""
+        with self.lock:
+            seats = list(self._seats)
+            return RouterStatistics(
+                waiting=len(self._waiting),
+                queued=self._queued,
+                ongoing=sum(seat.ongoing for seat in seats),
+                replicas=len(seats),
+                workers=sum(seat.workers for seat in seats),
+            )
+
+    # ---- what the runtime decides
+
+    def open(self, limits: Limits) -> int:
+        """Take requests from now on, within `limits`; they queue until there is a replica.
+
+        Returns:
+            What ``close`` wants: a number that the next ``open`` makes void.
+        """
+        with self.lock:
+            self._limits = limits
+            self.stream_buffer_size = limits.stream_buffer_size
+            self._closed_because = None
+            self._opening += 1
+            return self._opening
+
+    def replace(self, old: Iterable[Seat], new: Iterable[Seat]) -> None:
+        """Give new requests to the `new` seats and none to the `old` ones, in one step."""
+        idle: list[WaiterLike] = []
+        with self.lock:
+            for seat in new:
+                self._seats.add(seat)
+            for seat in old:
+                if seat.is_open:
+                    self._seats.remove(seat)
+                    idle.extend(seat.idle)
+                    seat.idle.clear()
+            effects = self._pump()
+        for worker in idle:
+            worker.set()
+        self._act(effects)
+
+    def seat(self, replica: ThreadReplica, limit: int) -> Seat:
+        """Make a seat for `replica`, closed until ``replace`` opens it."""
+        seat = Seat(replica, limit)
+        replica.on_done = lambda request, outcome: self._ended_on_loop(seat, request, outcome)
+        return seat
+
+    def drain(self, seat: Seat, timeout: float | None = None) -> bool:
+        """Wait until the last request of a closed seat has returned: True; False after `timeout` seconds. Blocks."""
+        waiter = self.kernel.waiter()
+        with self.lock:
+            if not seat.ongoing:
+                return True
+            seat.drained = waiter
+        return waiter.wait(timeout)
+
+    def abandon(self, seat: Seat, reason: str) -> list[Request]:
+        """Answer what still runs in `seat` with ReplicaDiedError and return it; its threads run on unheard."""
+        with self.lock:
+            left = list(seat.running)
+        return [request for request in left if request.answer(self._died(request, reason))]
+
+    def close(self, reason: str, opening: int) -> None:
+        """Take no more requests; those that wait or are queued get DeploymentUnavailableError. Running ones go on.
+
+        Nothing happens when the router was opened again after `opening`: what goes cannot close what has come.
+        """
+        news: list[Subscriber] = []
+        with self.lock:
+            if opening != self._opening:
+                return
+            self._closed_because = reason
+            for request in (*self._waiting, *self._queue):
+                news.extend(request.settle(self._unavailable(request)) or ())
+            dead, self._queue = self._queue, deque()
+        deliver(news)
+        del dead
+
+    # ---- what a handle does
+
+    def assign(self, request: Request) -> None:
+        """Take over `request` and see to its answer. Never blocks, never raises."""
+        try:
+            waits = has_inputs(request)
+        except RequestError as error:
+            request.answer(Error(error))
+            return
+        if not waits:
+            deliver(self.admit(request))
+            return
+        with self.lock:
+            is_open = self._closed_because is None
+            if is_open and request.state is WAITING:
+                self._waiting[request] = None
+        if is_open:
+            Inputs(request, self.admit).register()
+        else:
+            request.answer(self._unavailable(request))
+
+    def admit(self, request: Request) -> Iterable[Subscriber]:
+        """Put `request`, which has all its arguments, in the queue, or refuse it; news comes back."""
+        news: Iterable[Subscriber] = ()
+        effects = _NOTHING
+        with self.lock:
+            self._waiting.pop(request, None)
+            if request.state is not WAITING:
+                pass  # answered meanwhile: cancelled, most likely
+            elif self._closed_because is not None:
+                news = request.settle(self._unavailable(request)) or ()
+            elif self._is_full():
+                news = request.settle(self._refusal(request)) or ()
+            else:
+                request.state = QUEUED
+                self._queue.append(request)
+                self._queued += 1
+                effects = self._pump()
+        if effects is not _NOTHING:
+            self._act(effects)
+        return news
+
+    def leave(self, request: Request) -> None:
+        """Strike `request`, answered before it was started, off the books; the lock is held."""
+        if request.state is QUEUED:
+            self._queued -= 1
+            dead = len(self._queue) - self._queued
+            if dead > 64 and dead * 2 > len(self._queue):
+                self._queue = deque(queued for queued in self._queue if queued.state is QUEUED and queued is not request)
+        else:
+            self._waiting.pop(request, None)
+
+    # ---- decisions; the lock is held in all of these
+
+    def _is_full(self) -> bool:
+        limit = self._limits.max_queued_requests
+        return limit >= 0 and self._queued - self._seats.free >= limit
+
+    def _head(self) -> Request | None:
+        """Return the oldest live request; dead ones before it are dropped."""
+        queue = self._queue
+        while queue:
+            if queue[0].state is QUEUED:
+                return queue[0]
+            queue.popleft()
+        return None
+
+    def _claim(self, seat: Seat) -> Request:
+        """Take the head of the queue and a slot of `seat`."""
+        request = self._queue.popleft()
+        self._queued -= 1
+        self._seats.take(seat, request)
+        request.state = RUNNING
+        return request
+
+    def _pump(self) -> _Effects:
+        """See to it that somebody comes for the head, if a slot is free."""
+        posted: list[tuple[Seat, Request]] = []
+        while self._queued:
+            seat = self._seats.least_loaded()
+            head = self._head()
+            if seat is None or head is None:
+                break
+            if seat.replica.begins_async(head.method):
+                posted.append((seat, self._claim(seat)))
+                continue
+            if self._is_waking:
+                break
+            if not seat.idle and seat.workers >= seat.limit:
+                break  # a slot is free, so one of its workers is on its way to rest, and looks before it does
+            self._is_waking = True
+            if seat.idle:
+                return _Effects(tuple(posted), wake=seat.idle.pop())
+            seat.workers += 1
+            return _Effects(tuple(posted), hire=seat)
+        return _Effects(tuple(posted)) if posted else _NOTHING
+
+    def _take_next(self, seat: Seat) -> Request | None:
+        """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
+        head = self._head()
+        if head is None or not seat.has_room or seat.replica.begins_async(head.method):
+            return None
+        return self._claim(seat)
+
+    def _release(self, seat: Seat, request: Request) -> WaiterLike | None:
+        """Give a slot of `seat` back; whoever waits for a closed seat to drain is returned when it has."""
+        self._seats.give_back(seat, request)
+        if seat.is_open or seat.ongoing:
+            return None
+        drained, seat.drained = seat.drained, None
+        return drained
+
+    # ---- a worker's life
+
+    def _work(self, seat: Seat) -> None:
+        """Run requests on the calling thread until the seat is closed."""
+        request, effects = self._arrive(seat)
+        while True:
+            self._act(effects)
+            if request is None:
+                effects = _NOTHING  # a worker holds on to nothing while it rests
+                if not self._rest(seat):
+                    return
+                request, effects = self._arrive(seat)
+                continue
+            outcome = seat.replica.run(request)
+            if outcome is None:  # it goes on on the loop and keeps its slot
+                request, effects = self._look(seat)
+            else:
+                request, effects = self._finish(seat, request, outcome)
+            del outcome
+
+    def _arrive(self, seat: Seat) -> tuple[Request | None, _Effects]:
+        """Be the worker that was woken: it is nobody's turn but mine, so let the next one be woken as well."""
+        with self.lock:
+            self._is_waking = False
+            return self._take_next(seat), self._pump()
+
+    def _look(self, seat: Seat) -> tuple[Request | None, _Effects]:
+        with self.lock:
+            return self._take_next(seat), self._pump()
+
+    def _finish(self, seat: Seat, request: Request, outcome: Outcome) -> tuple[Request | None, _Effects]:
+        """Give back the slot, answer, and claim the next request, in one step; then deliver the news."""
+        with self.lock:
+            drained = self._release(seat, request)
+            news = request.end(outcome)
+            following = self._take_next(seat)
+            effects = self._pump()
+        deliver(news)
+        if drained is not None:
+            drained.set()
+        return following, effects
+
+    def _rest(self, seat: Seat) -> bool:
+        """Wait to be woken: True; False when the seat is closed and its worker goes home."""
+        waiter = self.kernel.waiter()
+        with self.lock:
+            if not seat.is_open:
+                seat.workers -= 1
+                return False
+            head = self._head()
+            if head is not None and seat.has_room and not self._is_waking:
+                self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
+                return True
+            seat.idle.append(waiter)
+        waiter.wait()
+        return True
+
+    def _ended_on_loop(self, seat: Seat, request: Request, outcome: Outcome) -> None:
+        """Be told by a replica that a request which it ran on its loop has ended."""
+        with self.lock:
+            drained = self._release(seat, request)
+            news = request.end(outcome)
+            effects = self._pump()
+        self._act(effects)
+        deliver(news)
+        if drained is not None:
+            drained.set()
+
+    # ---- effects; no lock is held
+
+    def _act(self, effects: _Effects) -> None:
+        for seat, request in effects.post:
+            seat.replica.post(request)
+        if effects.wake is not None:
+            effects.wake.set()
+        elif effects.hire is not None:
+            self._hire(effects.hire)
+
+    def _hire(self, seat: Seat) -> None:
+        """Start a worker of `seat`; where the system has no thread to give, the queue must not wait for it."""
+        try:
+            seat.replica.add_worker(lambda: self._work(seat))
+        except RuntimeError as error:
+            self._not_hired(seat, error)
+
+    def _not_hired(self, seat: Seat, error: RuntimeError) -> None:
+        news: list[Subscriber] = []
+        with self.lock:
+            self._is_waking = False
+            seat.workers -= 1
+            if not any(other.workers for other in self._seats):
+                for request in self._queue:
+                    if request.state is QUEUED:
+                        news.extend(request.settle(self._unavailable(request, f"no thread could be started: {error}")) or ())
+        deliver(news)
+
+    # ---- refusals
+
+    def _unavailable(self, request: Request, reason: str | None = None) -> Error:
+        return Error(
+            DeploymentUnavailableError(
+                f"{self.name} is not available: {reason or self._closed_because}",
+                deployment=self.name,
+                request_id=request.request_id,
+            )
+        )
+
+    def _died(self, request: Request, reason: str) -> Error:
+        return Error(
+            ReplicaDiedError(
+                f"request {request.request_id} to {self.name}.{request.method} was given up: {reason}",
+                deployment=self.name,
+                request_id=request.request_id,
+            )
+        )
+
+    def _refusal(self, request: Request) -> Error:
+        limits = self._limits
+        return Error(
+            BackPressureError(
+                f"Request dropped due to backpressure: the queue of {self.name} is full "
+                f"({self._queued} waiting, max_queued_requests={limits.max_queued_requests})",
+                deployment=self.name,
+                request_id=request.request_id,
+                queued=self._queued,
+                limit=limits.max_queued_requests,
+                status_code=limits.status_code,
+                retry_after_s=limits.retry_after_s,
+            )
+        )

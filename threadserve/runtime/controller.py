@@ -1,0 +1,433 @@
+"""Keeps the apps of one runtime: brings versions up, swaps them, takes them down. Never on a request's path.
+
+A version comes up before the one it replaces goes. Its deployments start children before parents, siblings at once; a
+deployment that the app did not have gets its requests as soon as it is up, so that the constructors of its parents
+can call it; one that is replaced gets its new replicas when all of the version is up, in one step per deployment.
+(A constructor that calls a deployment which is being replaced therefore reaches the old version.) If the version does
+not come up, what was started of it is stopped again and nothing else has changed.
+
+A version goes from the ingress down: a parent's running requests may still call its children, so these stay open
+until the parent has drained. All of a version shares one deadline, the longest of its graceful timeouts.
+
+Whoever asks waits on the thread that asked, except from inside a replica of the same app: there nothing waits for the
+end of the request that asks.
+
+Guarantees. One change of an app at a time (``_turns``); changes of different apps do not wait for each other. The table of
+apps is guarded by ``_lock``, nothing is called while it is held. User code runs on the replicas' own threads alone.
+
+Rejected: stopping first and starting then (Ray's default for one replica): a failed update leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from threadserve.app.graph import Plan, fill
+from threadserve.call import directory
+from threadserve.call.context import REPLICA
+from threadserve.call.request import ANSWERED
+from threadserve.errors import ConfigError, ReplicaStartError, ServeError
+from threadserve.handle import DeploymentHandle
+from threadserve.router.router import Router
+from threadserve.runtime.pool import Pool
+from threadserve.runtime.status import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ServeStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
+
+__all__ = ["App", "Controller", "Version"]
+
+_log = logging.getLogger("threadserve")
+_log.addHandler(logging.NullHandler())  # what is shown of it is for the application to say
+
+
+class Version:
+    """One deployed plan: its pools, level by level, children first."""
+
+    def __init__(self, plan: Plan, levels: list[list[Pool]]) -> None:
+        self.plan = plan
+        self.levels = levels
+
+    @property
+    def pools(self) -> list[Pool]:
+        """All pools, children first."""
+        return [pool for level in self.levels for pool in level]
+
+
+class App:
+    """What the controller knows of one app. Guarded by the controller's lock."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.status = ApplicationStatus.NOT_STARTED
+        self.message = ""
+        self.failed_deployment: str | None = None
+        self.route_prefix: str | None = None
+        self.deployed_at = 0.0
+        self.version: Version | None = None
+        self.coming: Version | None = None
+        self.failed: Version | None = None
+
+
+class Controller:
+    """The apps of one runtime. Every member is safe from any thread."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._lock = kernel.lock()
+        self._apps: dict[str, App] = {}  # guarded by _lock
+        self._turns: dict[str, Lock] = {}  # guarded by _lock
+        self._handles: dict[tuple[str, str], DeploymentHandle[Any]] = {}  # guarded by _lock
+        self._going: dict[Retirement, None] = {}  # guarded by _lock
+        self._is_closed = False  # guarded by _lock
+        kernel.errands.start()
+
+    def __repr__(self) -> str:
+        return f"<Controller of {', '.join(self._apps) or 'no apps'}>"
+
+    # ---- deploy
+
+    def deploy(self, plan: Plan, route_prefix: str | None = None) -> DeploymentHandle[Any]:
+        """Bring up `plan`, put it in the place of the app's present version, and return the ingress handle. Blocks.
+
+        Raises:
+            ConfigError: Another app has the route prefix.
+            ReplicaStartError: A constructor failed; the app's present version, if there is one, goes on.
+        """
+        with self._turn(plan.app):
+            app = self._begin(plan, route_prefix)
+            version = Version(plan, [])
+            try:
+                self._bring_up(app, version)
+            except BaseException as error:
+                self._roll_back(app, version, error)
+                raise
+            self._commit(app, version, route_prefix)
+        return self.handle(plan.app, plan.ingress)
+
+    def _begin(self, plan: Plan, route_prefix: str | None) -> App:
+        with self._lock:
+            if self._is_closed:
+                raise ServeError("the runtime has been shut down")
+            for other in self._apps.values():
+                if route_prefix is not None and other.name != plan.app and other.route_prefix == route_prefix:
+                    raise ConfigError(
+                        f"app {plan.app!r}: the route_prefix {route_prefix!r} belongs to app {other.name!r}; "
+                        "give each app its own, or None for no HTTP"
+                    )
+            app = self._apps.setdefault(plan.app, App(plan.app))
+            app.status = ApplicationStatus.DEPLOYING
+            app.message, app.failed_deployment = "", None
+            if app.version is None:
+                app.route_prefix = route_prefix
+        _log.info("deploying app %r: %s", plan.app, ", ".join(planned.name for planned in plan.deployments))
+        return app
+
+    def _bring_up(self, app: App, version: Version) -> None:
+        """Start the plan's deployments level by level; what has no predecessor gets requests at once."""
+        plan = version.plan
+        with self._lock:
+            app.coming = version
+        code_version = f"{self._kernel.random.getrandbits(40):010x}"
+        present = {pool.name for pool in app.version.pools} if app.version else set()
+        for level in plan.levels():
+            pools = [self._pool(plan, name, code_version) for name in level]
+            version.levels.append(pools)
+            for pool in pools:
+                if pool.name not in present:
+                    pool.open()
+                pool.begin()
+            failures = [error for pool in pools if (error := _failure(pool)) is not None]
+            if failures:
+                raise failures[0]
+            for pool in pools:
+                if pool.name not in present:
+                    pool.seat()
+
+    def _pool(self, plan: Plan, name: str, code_version: str) -> Pool:
+        planned = plan.deployment(name)
+        arguments = (
+            fill(planned.init_args, lambda child: self.handle(plan.app, child)),
+            fill(planned.init_kwargs, lambda child: self.handle(plan.app, child)),
+        )
+        return Pool(self._kernel, self._router(plan.app, name), planned, arguments, code_version)
+
+    def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:
+        """Let the new version take the requests; the old one goes, in its own time."""
+        old = app.version
+        predecessors = {pool.name: pool for pool in old.pools} if old else {}
+        for pool in version.pools:
+            if pool.name in predecessors:
+                pool.open()
+                pool.seat(predecessors[pool.name])
+        with self._lock:
+            app.version, app.coming, app.failed = version, None, None
+            app.status, app.route_prefix = ApplicationStatus.RUNNING, route_prefix
+            app.deployed_at = time.time()
+        _log.info("app %r is running", app.name)
+        if old is not None:
+            self._retire(app.name, old, "the app was redeployed without it")
+
+    def _roll_back(self, app: App, version: Version, error: BaseException) -> None:
+        """Stop what was started of a version that did not come up, and say so in the status."""
+        with self._lock:
+            app.coming = None
+            app.message = _explain(error)
+            app.failed_deployment = next((pool.name for pool in version.pools if pool.has_failed), None)
+            app.deployed_at = time.time()
+            if app.version is None:
+                app.status, app.route_prefix = ApplicationStatus.DEPLOY_FAILED, None
+                app.failed = version
+            else:
+                app.status = ApplicationStatus.RUNNING
+        _log.warning("app %r could not be deployed: %s", app.name, error)
+        retirement = self._retire(app.name, version, "its app failed to start")
+        if not self._asks_from_inside(app.name):
+            retirement.wait()
+
+    # ---- delete
+
+    def delete(self, name: str) -> None:
+        """Take an app down; unknown names are no error. Blocks until it has drained, for its graceful timeout at most."""
+        retirement = self._begin_delete(name)
+        if retirement is not None and not self._asks_from_inside(name):
+            retirement.wait()
+
+    def shutdown(self) -> None:
+        """Take all apps down at once and wait for them, and for versions that were still going. May be repeated."""
+        with self._lock:
+            self._is_closed = True
+            names = list(self._apps)
+        for name in names:
+            self._begin_delete(name)
+        with self._lock:
+            going = list(self._going)
+        for retirement in going:
+            if not self._asks_from_inside(retirement.app):
+                retirement.wait()
+
+    def exit(self, patience_s: float, report: Callable[[list[str]], object]) -> list[str]:
+        """Answer what is queued and let what runs be answered, within the longest graceful timeout; name what is left.
+
+        For the end of the process: starts no thread, waits for no body that has been answered or cancelled. After
+        `patience_s` seconds `report` is told once what is being waited for.
+        """
+        with self._lock:
+            self._is_closed = True
+            versions = [app.version for app in self._apps.values() if app.version]
+        timeout = max((pool.graceful_shutdown_timeout_s for version in versions for pool in version.pools), default=0.0)
+        start = self._kernel.now()
+        is_reported = False
+        for level in (level for version in versions for level in reversed(version.levels)):
+            for pool in level:
+                pool.close("the process is exiting")
+            for request in [request for pool in level for seat in pool.seats for request in list(seat.running)]:
+                if not is_reported and not request.wait(max(0.0, start + patience_s - self._kernel.now())):
+                    is_reported = True
+                    report(self.running())
+                request.wait(max(0.0, start + timeout - self._kernel.now()))
+        return self.running()
+
+    def _begin_delete(self, name: str) -> Retirement | None:
+        with self._turn(name):
+            with self._lock:
+                app = self._apps.pop(name, None)
+                for key in [key for key in self._handles if key[0] == name]:
+                    del self._handles[key]
+            if app is None:
+                return None
+            _log.info("deleting app %r", name)
+            if app.version is None:
+                return None
+            return self._retire(name, app.version, "its app was deleted")
+
+    def _retire(self, app: str, version: Version, reason: str) -> Retirement:
+        """Take `version` down on a thread of its own."""
+        retirement = Retirement(self._kernel, app, version, reason)
+        with self._lock:
+            self._going[retirement] = None
+
+        def run() -> None:
+            retirement.run()
+            with self._lock:
+                del self._going[retirement]
+            retirement.finish()
+
+        self._kernel.spawn(f"{app} retire", run)
+        return retirement
+
+    # ---- look-ups
+
+    def handle(self, app: str, deployment: str) -> DeploymentHandle[Any]:
+        """Return the handle of a deployment, always the same one while the app is not deleted."""
+        router = self._router(app, deployment)
+        with self._lock:
+            return self._handles.setdefault((app, deployment), DeploymentHandle(router))
+
+    def app_handle(self, name: str) -> DeploymentHandle[Any]:
+        """Return the ingress handle of an app.
+
+        Raises:
+            ConfigError: There is no such app.
+        """
+        plan = self._plan(name)
+        if plan is None:
+            raise ConfigError(f"there is no app {name!r}; there are {sorted(self._apps) or 'none'}")
+        return self.handle(name, plan.ingress)
+
+    def deployment_handle(self, deployment: str, app: str) -> DeploymentHandle[Any]:
+        """Return the handle of a deployment of an app.
+
+        Raises:
+            KeyError: There is no such app or deployment.
+        """
+        plan = self._plan(app)
+        names = [planned.name for planned in plan.deployments] if plan else []
+        if deployment not in names:
+            known = f"app {app!r} has {names}" if plan else f"there is no app {app!r}"
+            raise KeyError(f"there is no deployment {deployment!r} in app {app!r}: {known}")
+        return self.handle(app, deployment)
+
+    def routes(self) -> dict[str, tuple[str, DeploymentHandle[Any]]]:
+        """Return route prefix -> (app, ingress handle), of the apps that have a prefix and a version."""
+        with self._lock:
+            found = [(app.route_prefix, app.name, app.version.plan.ingress) for app in self._apps.values() if app.version]
+        return {prefix: (name, self.handle(name, ingress)) for prefix, name, ingress in found if prefix is not None}
+
+    def running(self) -> list[str]:
+        """Name what runs at this moment, as ``app/deployment.method``."""
+        with self._lock:
+            versions = [app.version for app in self._apps.values() if app.version]
+            versions += [retirement.version for retirement in self._going]
+        seats = [(pool.router.name, seat) for version in versions for pool in version.pools for seat in pool.seats]
+        return [f"{name}.{request.method}" for name, seat in seats for request in list(seat.running) if request.state is not ANSWERED]
+
+    def status(self) -> ServeStatus:
+        """Return what there is."""
+        with self._lock:
+            apps = list(self._apps.values())
+            return ServeStatus(applications={app.name: _overview(app) for app in apps})
+
+    def _plan(self, name: str) -> Plan | None:
+        with self._lock:
+            app = self._apps.get(name)
+            version = None if app is None else app.version or app.coming or app.failed
+            return None if version is None else version.plan
+
+    def _router(self, app: str, deployment: str) -> Router:
+        """Return the router of a deployment; the one that old handles still hold, if there is one."""
+        with self._lock:
+            router = directory.find(app, deployment)
+            if not isinstance(router, Router) or router.kernel is not self._kernel:
+                router = Router(self._kernel, app, deployment)
+                directory.register(router)
+            return router
+
+    def _turn(self, name: str) -> Lock:
+        with self._lock:
+            return self._turns.setdefault(name, self._kernel.lock())
+
+    @staticmethod
+    def _asks_from_inside(app: str) -> bool:
+        replica = REPLICA.get(None)
+        return replica is not None and replica.app_name == app
+
+
+class Retirement:
+    """One version on its way out."""
+
+    def __init__(self, kernel: Kernel, app: str, version: Version, reason: str) -> None:
+        self._kernel = kernel
+        self._reason = reason
+        self._lock = kernel.lock()
+        self._waiters: list[WaiterLike] | None = []  # guarded by _lock; None once it is over
+        self.app = app
+        self.version = version
+
+    def run(self) -> None:
+        """Take the version down, from the ingress to the leaves. Blocks."""
+        timeout = max((pool.graceful_shutdown_timeout_s for pool in self.version.pools), default=0.0)
+        deadline = self._kernel.now() + timeout
+        for level in reversed(self.version.levels):
+            for pool in level:
+                pool.close(self._reason)
+            for pool in level:
+                for left in pool.stop(deadline):
+                    _log.error("%s did not end within %g s and was abandoned", left, timeout)
+
+    def finish(self) -> None:
+        """Tell who waits."""
+        with self._lock:
+            waiters, self._waiters = self._waiters or [], None
+        for waiter in waiters:
+            waiter.set()
+
+    def wait(self) -> None:
+        """Wait until the version is gone. Blocks; Ctrl-C leaves, and the version goes on going."""
+        waiter = self._kernel.waiter()
+        with self._lock:
+            if self._waiters is None:
+                return
+            self._waiters.append(waiter)
+        waiter.wait()
+
+
+def _failure(pool: Pool) -> ReplicaStartError | None:
+    try:
+        pool.wait_started()
+    except ReplicaStartError as error:
+        return error
+    return None
+
+
+def _explain(error: BaseException) -> str:
+    """Return what the status says of a failed start: the message, and the traceback of the user's code."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{error}\n{''.join(traceback.format_exception(cause)).rstrip()}"
+
+
+def _overview(app: App) -> ApplicationStatusOverview:
+    version = app.version or app.coming or app.failed
+    pools = version.pools if version else []
+    return ApplicationStatusOverview(
+        status=app.status,
+        message=app.message,
+        last_deployed_time_s=app.deployed_at,
+        route_prefix=app.route_prefix,
+        deployments={pool.name: _deployment_overview(app, pool) for pool in pools},
+    )
+
+
+def _deployment_overview(app: App, pool: Pool) -> DeploymentStatusOverview:
+    if pool.name == app.failed_deployment and app.version is None:
+        return DeploymentStatusOverview(
+            status=DeploymentStatus.DEPLOY_FAILED,
+            status_trigger=DeploymentStatusTrigger.REPLICA_STARTUP_FAILED,
+            replica_states={},
+            message=app.message,
+        )
+    if app.version is None:
+        states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
+        return DeploymentStatusOverview(
+            status=DeploymentStatus.UPDATING,
+            status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
+            replica_states={state: count for state, count in states.items() if count},
+        )
+    return DeploymentStatusOverview(
+        status=DeploymentStatus.HEALTHY,
+        status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
+        replica_states={"RUNNING": len(pool.seats)},
+        message=app.message if pool.name == app.failed_deployment else "",
+    )
