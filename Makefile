@@ -45,8 +45,7 @@ pyright: $(VENV)/.installed-dev
 	$(bin)/pyright --pythonpath $(bin)/python
 
 bench: $(VENV)/.installed-bench
-	@set -e; for file in benchmarks/*.py; do \
-	  [ -e "$$file" ] || { echo "no benchmarks"; break; }; \
+	@set -e; for file in $(filter-out benchmarks/report.py,$(sort $(wildcard benchmarks/*.py))); do \
 	  echo "== $$file"; $(bin)/python "$$file" $(if $(filter-out 0,$(SMOKE)),--smoke); \
 	done
 

@@ -25,6 +25,9 @@ VALUES: dict[str, Any] = {
     "status_code": 429,
     "retry_after_s": 1.5,
     "elapsed_s": 0.25,
+    "inputs_s": 0.125,
+    "queued_s": 0.0625,
+    "running_s": 0.03125,
     "available": ("recommend", "train"),
 }
 

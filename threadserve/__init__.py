@@ -20,9 +20,10 @@ __all__ = [  # noqa: RUF022 - in the order a newcomer meets them
     "run", "run_many", "RunTarget", "running", "start", "status", "delete", "shutdown",
     "get_app_handle", "get_deployment_handle", "DeploymentHandle",
     "DeploymentResponse", "DeploymentResponseGenerator",
+    "deadline", "remaining", "cancelled", "check_cancelled",
     "get_replica_context", "get_multiplexed_model_id", "ReplicaContext",
     "ServeError", "ConfigError", "GraphError", "ImportStringError", "DeployError", "ReplicaStartError",
-    "RequestError", "BackPressureError", "RequestTimeoutError", "RequestCancelledError",
+    "RequestError", "BackPressureError", "RequestTimeoutError", "RequestCancelledError", "DeadlockError",
     "MethodNotFoundError", "ArgumentError", "ReplicaDiedError", "DeploymentUnavailableError",
     "NotInReplicaError", "NotSupportedError", "InternalError", "Cancelled",
 ]
@@ -32,14 +33,16 @@ _HOMES = {
         "RunTarget delete get_app_handle get_deployment_handle run run_many running shutdown start status",
     "threadserve.app.config": "AutoscalingConfig BackpressureConfig HTTPOptions",
     "threadserve.app.deployment": "Application Deployment deployment",
-    "threadserve.call.context": "ReplicaContext get_multiplexed_model_id get_replica_context",
+    "threadserve.call.context":
+        "ReplicaContext cancelled check_cancelled deadline get_multiplexed_model_id get_replica_context "
+        "remaining",
     "threadserve.call.response": "DeploymentResponse",
     "threadserve.call.stream": "DeploymentResponseGenerator",
     "threadserve.errors":
-        "ArgumentError BackPressureError Cancelled ConfigError DeployError DeploymentUnavailableError "
-        "GraphError ImportStringError InternalError MethodNotFoundError NotInReplicaError "
-        "NotSupportedError ReplicaDiedError ReplicaStartError RequestCancelledError RequestError "
-        "RequestTimeoutError ServeError",
+        "ArgumentError BackPressureError Cancelled ConfigError DeadlockError DeployError "
+        "DeploymentUnavailableError GraphError ImportStringError InternalError MethodNotFoundError "
+        "NotInReplicaError NotSupportedError ReplicaDiedError ReplicaStartError RequestCancelledError "
+        "RequestError RequestTimeoutError ServeError",
     "threadserve.handle": "DeploymentHandle",
 }
 # fmt: on
@@ -61,7 +64,14 @@ if TYPE_CHECKING:
     )
     from threadserve.app.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
     from threadserve.app.deployment import Application, Deployment, deployment
-    from threadserve.call.context import ReplicaContext, get_multiplexed_model_id, get_replica_context
+    from threadserve.call.context import (
+        ReplicaContext,
+        cancelled,
+        check_cancelled,
+        get_multiplexed_model_id,
+        get_replica_context,
+    )
+    from threadserve.call.deadline import deadline, remaining
     from threadserve.call.response import DeploymentResponse
     from threadserve.call.stream import DeploymentResponseGenerator
     from threadserve.errors import (
@@ -69,6 +79,7 @@ if TYPE_CHECKING:
         BackPressureError,
         Cancelled,
         ConfigError,
+        DeadlockError,
         DeployError,
         DeploymentUnavailableError,
         GraphError,

@@ -12,6 +12,7 @@
     |  |- BackPressureError                   the queue is full; .queued .limit .retry_after_s
     |  |- RequestTimeoutError (TimeoutError)  the deadline passed; .elapsed_s
     |  |- RequestCancelledError (concurrent.futures.CancelledError)  someone cancelled
+    |  |- DeadlockError                       a wait that can never end; names each deployment, method, request and line
     |  |- MethodNotFoundError (AttributeError)  no such method; .available
     |  |- ArgumentError    (TypeError)        an argument or result that cannot travel in this way
     |  |- ReplicaDiedError                    the replica went away with the request in it
@@ -35,6 +36,7 @@ __all__ = [
     "BackPressureError",
     "Cancelled",
     "ConfigError",
+    "DeadlockError",
     "DeployError",
     "DeploymentUnavailableError",
     "GraphError",
@@ -122,18 +124,36 @@ class RequestTimeoutError(RequestError, TimeoutError):
     """The deadline of a request passed before its answer came.
 
     Attributes:
-        elapsed_s: Seconds from the call to the expiry.
+        elapsed_s: Seconds from the call to the expiry; the sum of the three below.
+        inputs_s: Seconds of it spent waiting for arguments.
+        queued_s: Seconds of it spent in the queue.
+        running_s: Seconds of it spent in the body.
     """
 
     def __init__(
-        self, message: str, *, deployment: str = "", request_id: str = "", elapsed_s: float = 0.0
+        self,
+        message: str,
+        *,
+        deployment: str = "",
+        request_id: str = "",
+        elapsed_s: float = 0.0,
+        inputs_s: float = 0.0,
+        queued_s: float = 0.0,
+        running_s: float = 0.0,
     ) -> None:
         super().__init__(message, deployment=deployment, request_id=request_id)
         self.elapsed_s = elapsed_s
+        self.inputs_s = inputs_s
+        self.queued_s = queued_s
+        self.running_s = running_s
 
 
 class RequestCancelledError(RequestError, CancelledError):
     """Someone cancelled the request before its answer came."""
+
+
+class DeadlockError(RequestError):
+    """A wait that can never end: all that could end it waits for it, directly or through others."""
 
 
 class MethodNotFoundError(RequestError, AttributeError):

@@ -14,7 +14,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
-from threadserve.call.request import block
+from threadserve.call.blocking import block, suspend
+from threadserve.call.request import ANSWERED
 from threadserve.call.response import DeploymentResponse, refuse_in_event_loop, request_of
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 
+    from threadserve.call.request import Request
     from threadserve.concurrency.kernel import Kernel
     from threadserve.handle import DeploymentHandle
 
@@ -284,8 +286,9 @@ class _Arrivals(Generic[S]):
             if source is not None:
                 return source
             left = deadline - self._kernel.now()
-            if left <= 0 or not block(waiter, None if left == math.inf else left):
+            if left <= 0:
                 return self._take(None)
+            block(waiter, None if left == math.inf else left, needs=self._pending(), is_ended=self._has_news)
 
     async def next_async(self, deadline: float) -> S | None:
         """Suspend until another source is done and return it; None when the deadline has passed."""
@@ -302,8 +305,9 @@ class _Arrivals(Generic[S]):
             if left <= 0:
                 return None
             alarm = None if left == math.inf else loop.call_later(left, waiter.wake)
+            needs = self._pending() if alarm is None else ()
             try:
-                await future
+                await suspend(loop, future, needs=needs, is_ended=self._has_news)
             finally:
                 if alarm is not None:
                     alarm.cancel()
@@ -313,6 +317,15 @@ class _Arrivals(Generic[S]):
         with self._lock:
             done, self._done = list(self._done), deque()
         return done
+
+    def _pending(self) -> list[Request]:
+        """Return the requests that could end a wait; none where a plain future could as well."""
+        if len(self._watched) < self.total:
+            return []
+        return [request for source, _ in self._watched if (request := request_of(source)).state is not ANSWERED]
+
+    def _has_news(self) -> bool:
+        return bool(self._done)
 
     def _take(self, reader: Subscriber | None) -> S | None:
         with self._lock:

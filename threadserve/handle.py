@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, over
 from uuid import uuid4
 
 from threadserve.call import directory
+from threadserve.call.deadline import BOUND, check_timeout
 from threadserve.call.request import CURRENT, Request
 from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
@@ -16,7 +17,7 @@ from threadserve.concurrency.channel import Channel
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from threadserve.call.base import Adapter, Router
+    from threadserve.call.request import Adapter, Router
 
     class StreamingHandle:
         """A handle with ``stream=True``, as type checkers see it; at run time there is only DeploymentHandle."""
@@ -139,11 +140,8 @@ class DeploymentHandle(Generic[T_co]):
         for name in accepted:
             if name not in _ACCEPTED:
                 self._refuse_option(name)
-        if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
-            raise ValueError(
-                f"handle of {self._router.name}: timeout_s must be a positive number of seconds, "
-                f"math.inf or None, not {timeout_s!r}"
-            )
+        if timeout_s is not None:
+            check_timeout(f"handle of {self._router.name}", timeout_s)
         return DeploymentHandle[Any](
             self._router,
             method_name=self._method_name if method_name is None else method_name,
@@ -188,7 +186,9 @@ class DeploymentHandle(Generic[T_co]):
         adapter: Adapter | None = None,
     ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
         router = self._router
-        caller = CURRENT.get()
+        caller, bound, context = CURRENT.get(), BOUND.get(), copy_context()
+        if bound != math.inf:
+            context.run(BOUND.set, math.inf)  # the body inherits what is left through its request
         if request_id is None:
             request_id = str(uuid4()) if caller is None else caller.request_id
         request = Request(
@@ -196,15 +196,15 @@ class DeploymentHandle(Generic[T_co]):
             self._method_name,
             args,
             kwargs,
-            context=copy_context(),
+            context=context,
             request_id=request_id,
             model_id=self._model_id,
             channel=Channel(router.kernel, router.stream_buffer_size) if self._stream else None,
             adapter=adapter,
         )
         parent = None if caller is None or caller.is_over else caller
-        if parent is not None or self._timeout_s is not None:
-            request.descend_from(parent, self._timeout_s)
+        if parent is not None or self._timeout_s is not None or bound != math.inf:
+            request.descend_from(parent, self._timeout_s, bound)
         router.assign(request)
         return DeploymentResponseGenerator(request) if self._stream else DeploymentResponse(request)
 

@@ -38,7 +38,9 @@ def is_class(target: object) -> bool:
 
 def is_function(target: object) -> bool:
     """Whether it is a function or bound method, also behind a proxy, a cache or a wrapper object."""
-    return not is_class(target) and inspect.isroutine(unwrapped(target))
+    inner = unwrapped(target)
+    is_routine = inspect.isroutine(target) or inspect.isroutine(inner)
+    return is_routine and not is_class(target) and not is_class(inner)
 
 
 def is_unbound_classmethod(target: object) -> bool:
@@ -60,20 +62,26 @@ def deployable(target: Any) -> Any:
     Raises:
         TypeError: It is no class or function; says what to deploy instead.
     """
-    reason = why_not_deployable(target)
+    reached = target
+    while not can_be_called(reached) and hasattr(reached, "__wrapped__"):
+        reached = reached.__wrapped__
+    reason = why_not_deployable(reached)
     if reason:
         raise TypeError(f"serve.deployment takes a class or a function, not {shown(target)}{reason}")
-    while not callable(target) and not is_unbound_classmethod(target):
-        target = target.__wrapped__
-    return target
+    return reached
+
+
+def can_be_called(target: object) -> bool:
+    """Whether it is callable, or will be when its class is known."""
+    return callable(target) or is_unbound_classmethod(target)
 
 
 def why_not_deployable(target: Any) -> str | None:
     """Return the advice for what cannot be deployed; None for a class or function."""
+    if not can_be_called(target):
+        return ", which is not callable; options are given by keyword"
     if is_class(target) or is_function(target):
         return None
-    if not callable(target):
-        return ", which is not callable; options are given by keyword"
     if isinstance(target, functools.partial):
         return "; write a def that calls it, or a class that is bound to these arguments"
     if is_class(unwrapped(target)):

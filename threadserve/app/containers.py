@@ -72,7 +72,7 @@ def refuse_circle(parts: list[Any], opened: dict[int, list[Any]]) -> None:
 
 def parts_of(value: Any) -> list[Any] | None:
     """Return what a container holds, in order; None for everything that is no container."""
-    kind: type[Any] = type(value)
+    kind = value.__class__
     if issubclass(kind, (list, tuple)):
         return list(value)
     if issubclass(kind, dict):
@@ -84,7 +84,7 @@ def parts_of(value: Any) -> list[Any] | None:
 
 def remade(container: Any, parts: list[Any]) -> Any:
     """Return a copy of the container with other parts; no constructor of the user's is called."""
-    kind: type[Any] = type(container)
+    kind = container.__class__
     if issubclass(kind, tuple):
         return tuple_like(container, parts)
     clone = copy.copy(container)
@@ -100,9 +100,9 @@ def remade(container: Any, parts: list[Any]) -> Any:
 
 def tuple_like(original: Any, parts: list[Any]) -> Any:
     """Return a tuple of the same class; ``tuple.__new__`` because namedtuples and others have their own."""
-    clone: Any = tuple.__new__(type(original), parts)  # pyright: ignore[reportUnknownMemberType]
-    if hasattr(original, "__dict__"):
-        vars(clone).update(vars(original))
+    clone: Any = tuple.__new__(original.__class__, parts)  # pyright: ignore[reportUnknownMemberType]
+    for name, value in getattr(original, "__dict__", {}).items():
+        setattr(clone, name, value)
     return clone
 
 

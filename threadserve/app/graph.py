@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadserve.app.application import Application, binding_of, is_application
 from threadserve.app.callables import is_class, is_function, name_of
 from threadserve.app.containers import contents, rebuilt
-from threadserve.app.deployment import is_deployment
+from threadserve.app.deployment import Deployment, is_deployment
 from threadserve.app.rules import inside, nearest, shown
 from threadserve.errors import ConfigError, GraphError
 from threadserve.handle import DeploymentHandle
@@ -209,6 +209,8 @@ def what_it_is(target: object) -> str:
     """Return what somebody gave instead of an application, and what to do with it."""
     if is_deployment(target):
         return f"the deployment {target.name!r} itself; bind it: serve.run({target.name}.bind(...))"
+    if target is Application or target is Deployment:
+        return f"the class {name_of(target)}; pass what .bind(...) of a deployment returns"
     if isinstance(target, DeploymentHandle):
         return "a handle, whose app is running already"
     if is_class(target) or is_function(target):

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from threadserve.call.request import current_request
+from threadserve.call.request import ANSWERED, check_cancelled, current_request
 from threadserve.concurrency.threads import Inheritance
 from threadserve.errors import NotInReplicaError
 
@@ -16,6 +16,8 @@ __all__ = [
     "ReplicaContext",
     "ReplicaID",
     "ReplicaRank",
+    "cancelled",
+    "check_cancelled",
     "get_multiplexed_model_id",
     "get_replica_context",
     "inheritance",
@@ -115,3 +117,9 @@ def get_multiplexed_model_id() -> str:
     """Return what ``options(multiplexed_model_id=...)`` gave for the running request; "" without. Never blocks."""
     request = current_request()
     return "" if request is None else request.model_id
+
+
+def cancelled() -> bool:
+    """Whether the request that this code works for was cancelled or has expired. Never blocks; False outside of one."""
+    request = current_request()
+    return request is not None and request.state is ANSWERED

@@ -12,8 +12,7 @@ from threadserve.concurrency.real import RealKernel
 from threadserve.errors import DeploymentUnavailableError
 
 if TYPE_CHECKING:
-    from threadserve.call.base import Router
-    from threadserve.call.request import Request
+    from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
 __all__ = ["Absent", "disown_after_fork", "find", "register"]
@@ -53,6 +52,9 @@ class Absent:
             f"{self.name} is not available: {self._reason}", deployment=self.name, request_id=request.request_id
         )
         request.answer(Error(error))
+
+    def watch(self) -> None:
+        """Nobody waits here."""
 
     def leave(self, request: Request) -> None:
         """Nothing is on the books here."""

@@ -20,22 +20,21 @@ from __future__ import annotations
 import enum
 import math
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from threadserve.concurrency.outcome import Error, Outcome, Withdrawn
-from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, deliver
+from threadserve.concurrency.waiter import Subscriber, deliver
 from threadserve.errors import Cancelled, RequestCancelledError, RequestTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from contextvars import Context
 
-    from threadserve.call.base import Adapter, Router
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.future import CallFuture
-    from threadserve.concurrency.kernel import Timer, WaiterLike
+    from threadserve.concurrency.kernel import Kernel, Lock, Timer
 
-__all__ = ["CURRENT", "Request", "State", "block", "check_cancelled", "current_request"]
+__all__ = ["CURRENT", "Adapter", "Request", "Router", "State", "Wait", "check_cancelled", "current_request"]
 
 
 class State(enum.Enum):
@@ -66,21 +65,47 @@ def check_cancelled() -> None:
         raise Cancelled(f"request {request.request_id} of {request.router.name} was cancelled or has expired")
 
 
-def block(waiter: WaiterLike, timeout: float | None = None) -> bool:
-    """Wait on `waiter`: True when it was set, False after `timeout` seconds.
+class Router(Protocol):
+    """All that a handle and a request know of who runs it.
 
-    A checkpoint: the wait also ends when the request that the waiting code works for is cancelled, with Cancelled.
+    Attributes:
+        kernel: What the requests wait, time and lock with.
+        lock: Guards the queue, the slots and the state of every request of this router. A leaf: nothing foreign and
+            no other lock is taken inside.
+        app: The name of the app.
+        deployment: The name of the deployment.
+        name: ``app/deployment``.
+        stream_buffer_size: How many items a stream's producer may run ahead of its reader.
     """
-    waiting = current_request()
-    if waiting is None:
-        return waiter.wait(timeout)
-    subscriber = ThreadWaiter(waiter)
-    try:
-        is_set = waiting.subscribe(subscriber) and waiter.wait(timeout)
-    finally:
-        waiting.forget(subscriber)
-    check_cancelled()
-    return is_set
+
+    kernel: Kernel
+    lock: Lock
+    app: str
+    deployment: str
+    name: str
+    stream_buffer_size: float
+
+    def assign(self, request: Request) -> None:
+        """Take over `request` and see to its answer. Never blocks, never raises."""
+
+    def watch(self) -> None:
+        """Be told that a body waits, without a timeout, for requests; so that a wait that cannot end is found."""
+
+    def leave(self, request: Request) -> None:
+        """Strike `request`, which waits or is queued here, off the books; called with the lock held."""
+
+
+class Adapter(Protocol):
+    """How somebody who is no handle wants the user's callable to be called: HTTP, for one.
+
+    Either member gets the callable and the arguments, and produces the items of a stream.
+    """
+
+    def iterate(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
+        """Call a `def`; runs on a worker thread."""
+
+    def aiterate(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an `async def`; an async generator that runs on the replica's loop."""
 
 
 class Request:
@@ -90,11 +115,17 @@ class Request:
         args: Positional arguments; None once the body has begun or the request has been answered.
         kwargs: Keyword arguments; the same.
         context: The caller's context variables, copied; the body runs inside.
+        created: When the call was made, on the kernel's clock, seconds.
+        admitted: When it had its arguments and was queued; kept only where there is a deadline, as is `started`.
+        started: When it got a slot.
         deadline: On the kernel's clock, seconds; ``math.inf`` for none.
         channel: Carries the items of a stream; None for a plain call.
         adapter: Calls the user's callable in another way than a handle does; None for a handle.
         is_over: The body has returned, or never will begin: calls made under it now are nobody's children.
         future: The ``concurrent.futures.Future`` that mirrors it; None until somebody asks for one.
+        reader: The request whose body reads this one's stream, where that is known.
+        runner: Who runs the body: the identifier of a thread, or a task.
+        wait: What the body waits for, while it does; None where it could go on by itself.
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
@@ -109,6 +140,7 @@ class Request:
         "args",
         "channel",
         "context",
+        "admitted",
         "created",
         "deadline",
         "future",
@@ -117,9 +149,13 @@ class Request:
         "method",
         "model_id",
         "outcome",
+        "reader",
         "request_id",
         "router",
+        "runner",
+        "started",
         "state",
+        "wait",
         "was_cancelled",
     )
 
@@ -146,12 +182,17 @@ class Request:
         self.channel = channel
         self.adapter = adapter
         self.created: float = router.kernel.now()
+        self.admitted: float | None = None
+        self.started: float | None = None
         self.deadline = math.inf
         self.state = WAITING  # this and all below: guarded by router.lock
         self.outcome: Outcome | None = None
         self.is_over = False
         self.was_cancelled = False
         self.future: CallFuture | None = None
+        self.wait: Wait | None = None
+        self.runner: object = None
+        self.reader: Request | None = None
         self._subscribers: dict[Subscriber, None] | None = None
         self._parent: Request | None = None
         self._children: dict[Request, None] | None = None
@@ -163,16 +204,22 @@ class Request:
 
     # ---- before it is assigned: where it stands in the tree of calls
 
-    def descend_from(self, parent: Request | None, timeout_s: float | None) -> None:
-        """Take a place below `parent`, and the deadline that follows from it and from `timeout_s`.
+    def descend_from(self, parent: Request | None, timeout_s: float | None, bound: float) -> None:
+        """Take a place below `parent`, and the deadline that follows from it, from `timeout_s` and from `bound`.
 
         None inherits what the parent has left, ``math.inf`` detaches from it. A call made in a request that has
         been cancelled is born cancelled; one made after the parent's body returned has no parent.
+
+        Args:
+            parent: The request whose body makes the call.
+            timeout_s: Seconds, relative to now.
+            bound: A deadline that the code has set for all its calls; ``math.inf`` for none.
         """
         inherited = math.inf
-        if parent is not None and timeout_s != math.inf:
-            inherited = parent.deadline
         own = math.inf if timeout_s is None else self.created + timeout_s
+        if timeout_s != math.inf:
+            own = min(own, bound)
+            inherited = math.inf if parent is None else parent.deadline
         self.deadline = min(own, inherited)
         if parent is not None and not parent._adopt(self):
             self.answer(self._cancellation())
@@ -271,14 +318,20 @@ class Request:
 
     def expiry(self) -> Error:
         """Return what a request is answered with when its deadline has passed."""
-        elapsed = self.router.kernel.now() - self.created
+        now = self.router.kernel.now()
+        admitted = now if self.admitted is None else self.admitted
+        started = now if self.started is None else self.started
+        elapsed, inputs, queued, running = now - self.created, admitted - self.created, started - admitted, now - started
         return Error(
             RequestTimeoutError(
-                f"request {self.request_id} to {self.router.name}.{self.method} timed out "
-                f"after {elapsed:.3g} s, while {self.state.value}",
+                f"request {self.request_id} to {self.router.name}.{self.method} timed out after {elapsed:.3g} s, while "
+                f"{self.state.value} ({inputs:.3g} s for its arguments, {queued:.3g} s queued, {running:.3g} s running)",
                 deployment=self.router.name,
                 request_id=self.request_id,
                 elapsed_s=elapsed,
+                inputs_s=inputs,
+                queued_s=queued,
+                running_s=running,
             )
         )
 
@@ -301,6 +354,10 @@ class Request:
             self._interrupt = interrupt
         return True
 
+    def readers(self) -> Sequence[Request]:
+        """Return the request that alone can make room in this one's stream; nothing where others might."""
+        return () if self.reader is None or self.reader.is_over else (self.reader,)
+
     # ---- waiting for the answer
 
     def subscribe(self, subscriber: Subscriber) -> bool:
@@ -319,44 +376,63 @@ class Request:
             if self._subscribers is not None:
                 self._subscribers.pop(subscriber, None)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until there is an answer: True; or until `timeout` seconds have passed: False.
+    def begin_wait(self, subscriber: Subscriber, wait: Wait | None) -> bool:
+        """Note that the body waits: `subscriber` is told when it should stop. False when it should stop already."""
+        with self.router.lock:
+            if self.state is ANSWERED:
+                return False
+            if self._subscribers is None:
+                self._subscribers = {}
+            self._subscribers[subscriber] = None
+            self.wait = wait
+        return True
 
-        A checkpoint: raises Cancelled when the code that waits works for a request that is cancelled.
-        Ctrl-C cancels this request and goes on as KeyboardInterrupt.
-        """
-        if self.state is ANSWERED:
-            return True
-        waiter = self.router.kernel.waiter()
-        subscriber = ThreadWaiter(waiter)
-        try:
-            if self.subscribe(subscriber):
-                block(waiter, timeout)
-        except KeyboardInterrupt:
-            self.cancel()
-            raise
-        finally:
-            self.forget(subscriber)
-        return self.state is ANSWERED
-
-    async def wait_async(self) -> None:
-        """Suspend until there is an answer, on whatever event loop runs. Giving up cancels nothing."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        subscriber = LoopWaiter(loop, future)
-        if self.subscribe(subscriber):
-            try:
-                await future
-            finally:
-                self.forget(subscriber)
+    def end_wait(self, subscriber: Subscriber) -> None:
+        """Note that the body goes on."""
+        with self.router.lock:
+            self.wait = None
+            if self._subscribers is not None:
+                self._subscribers.pop(subscriber, None)
 
     def unwrap(self) -> Any:
         """Return the value or raise the exception; there must be an answer."""
         outcome = self.outcome
         assert outcome is not None
         return outcome.unwrap()
+
+
+class Wait:
+    """One wait of a body.
+
+    Attributes:
+        needs: The requests whose answers (or items) it waits for; any of them may end it.
+        since: When it began, on the kernel's clock, seconds.
+        error: What to raise instead of waiting on; set by whoever found that it can never end.
+        is_known: Whether it has been looked at.
+    """
+
+    __slots__ = ("_is_ended", "_wake", "error", "is_known", "needs", "since")
+
+    def __init__(
+        self, needs: Sequence[Request], since: float, wake: Subscriber, is_ended: Callable[[], bool] | None
+    ) -> None:
+        self.needs = needs
+        self.since = since
+        self.error: BaseException | None = None
+        self.is_known = False
+        self._wake = wake
+        self._is_ended = is_ended
+
+    def is_ended(self) -> bool:
+        """Whether what it waits for has come, be it that the one who waits does not know yet. Takes no lock."""
+        if self._is_ended is not None and self._is_ended():
+            return True
+        return any(request.state is ANSWERED for request in self.needs)
+
+    def fail(self, error: BaseException) -> None:
+        """End the wait with `error`."""
+        self.error = error
+        self._wake.tell()
 
 
 class _Aftermath:

@@ -6,6 +6,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast
 
+from threadserve.call.blocking import wait_for, wait_for_async
 from threadserve.call.request import ANSWERED, RUNNING, Request
 from threadserve.errors import ArgumentError
 
@@ -73,7 +74,7 @@ class DeploymentResponse(Generic[R_co]):
 
     def __await__(self) -> Generator[Any, None, R_co]:
         if self._request.state is not ANSWERED:
-            yield from self._request.wait_async().__await__()
+            yield from wait_for_async(self._request).__await__()
         return cast("R_co", self._request.unwrap())
 
     def done(self) -> bool:
@@ -131,7 +132,7 @@ class DeploymentResponse(Generic[R_co]):
         refuse_in_event_loop(f"{request.router.name}.{request.method}", "await the response: `await response`")
         if timeout_s is not None and math.isnan(timeout_s):
             raise ValueError(f"timeout_s must be a number of seconds or None, not {timeout_s!r}")
-        if not request.wait(timeout_s):
+        if not wait_for(request, timeout_s):
             raise TimeoutError(
                 f"no answer from {request.router.name}.{request.method} within timeout_s={timeout_s} "
                 f"(request {request.request_id} is {request.state.value} and goes on)"

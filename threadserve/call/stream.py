@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
-from threadserve.call.request import ANSWERED, Request, block
+from threadserve.call.blocking import block, suspend
+from threadserve.call.request import ANSWERED, Request, current_request
 from threadserve.call.response import refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
+from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 from threadserve.errors import ArgumentError
 
@@ -47,6 +49,9 @@ class DeploymentResponseGenerator(Generic[R_co]):
         return self._request.request_id
 
     def __iter__(self) -> Iterator[R_co]:
+        reader = current_request()
+        if reader is not None and reader.runner == get_ident():
+            self._request.reader = reader
         return self
 
     def __next__(self) -> R_co:
@@ -137,7 +142,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
             if item is not EMPTY:
                 return item
             try:
-                block(waiter)
+                block(waiter, needs=(request,), is_ended=channel.has_news)
             except KeyboardInterrupt:
                 request.cancel()
                 raise
@@ -155,7 +160,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
             if item is not EMPTY:
                 return item
             try:
-                await future
+                await suspend(loop, future, needs=(self._request,), is_ended=self._channel.has_news)
             finally:
                 self._channel.forget(subscriber)
 

@@ -21,7 +21,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, deliver
+from threadserve.concurrency.waiter import LoopWaiter, Subscriber, deliver
 
 if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel
@@ -49,10 +49,9 @@ EMPTY: Final = _Mark("EMPTY")
 class Channel:
     """Items in order, at most `bound` of them at a time (``math.inf``: any number)."""
 
-    __slots__ = ("_bound", "_is_closed", "_is_finished", "_items", "_kernel", "_lock", "_low", "_readers", "_writers")
+    __slots__ = ("_bound", "_is_closed", "_is_finished", "_items", "_lock", "_low", "_readers", "_writers")
 
     def __init__(self, kernel: Kernel, bound: float) -> None:
-        self._kernel = kernel
         self._bound = bound
         self._low = 0 if math.isinf(bound) else bound // 2
         self._lock = kernel.lock()
@@ -73,6 +72,14 @@ class Channel:
     def is_closed(self) -> bool:
         """Whether the producer should stop."""
         return self._is_closed
+
+    def has_news(self) -> bool:
+        """Whether a reader that waits would find something. Takes no lock: the answer may be old when it comes."""
+        return bool(self._items) or self._is_finished or self._is_closed
+
+    def has_room(self) -> bool:
+        """Whether a producer that waits would be let go on. Takes no lock: the answer may be old when it comes."""
+        return len(self._items) <= self._low or self._is_closed
 
     def offer(self, item: Any, subscriber: Subscriber | None) -> bool | None:
         """Put `item` in: True. Closed: False. Full: None; then `subscriber` is told when to offer again."""
@@ -122,16 +129,6 @@ class Channel:
                 del self._readers[reader]
                 news = (reader,)
         deliver(news)
-
-    def put(self, item: Any) -> bool:
-        """Put `item` in, blocking while the channel is full; False when it is closed. For producers on threads."""
-        accepted = self.offer(item, None)
-        while accepted is None:
-            waiter = self._kernel.waiter()
-            accepted = self.offer(item, ThreadWaiter(waiter))
-            if accepted is None:
-                waiter.wait()
-        return accepted
 
     async def aput(self, item: Any) -> bool:
         """Put `item` in, suspending while the channel is full; False when it is closed. For producers on event loops."""

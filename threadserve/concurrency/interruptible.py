@@ -25,8 +25,8 @@ def run_interruptibly(
     Args:
         kernel: Makes the loop.
         coroutine: What is run; it sees the context variables of the caller.
-        attach: Is given, once, what interrupts the coroutine from any thread, also when it has long ended; says
-            whether it should run at all.
+        attach: Is given, once, what interrupts the coroutine from any thread, also when it has long
+            ended; says whether it should run at all.
     """
 
     async def interruptible() -> Any:

@@ -7,7 +7,8 @@ interrupted. It reads the stack from the inside out; the first frame that decide
 
 1. a wait of ours, or a place where we call user code, was reached from inside: raise at once;
 2. a frame of ours: not now. The signal is tripped again, so it is looked at anew a few bytecodes later, until
-   control has left our code. Nothing polls: the interpreter checks for signals there anyway;
+   control has left our code. Nothing polls: the interpreter checks for signals there anyway. It must be
+   tripped when the handler has returned, for the handler has bytecodes of its own;
 3. no frame of ours at all: raise at once.
 
 It costs nothing when nobody presses Ctrl-C. ``asyncio.run`` installs a handler of its own while it runs, but only
@@ -35,6 +36,13 @@ _ENTRANCES: set[CodeType] = {wait_on.__code__}
 def may_interrupt(code: CodeType) -> None:
     """Declare that a KeyboardInterrupt may strike in, and below, the function that has `code`."""
     _ENTRANCES.add(code)
+
+
+class _Again:
+    """Trips the signal once more when it dies, in C: as what a handler returns it dies after the handler."""
+
+    __slots__ = ()
+    __del__ = _thread.interrupt_main
 
 
 def _may_raise(frame: FrameType | None) -> bool:
@@ -78,8 +86,7 @@ class Interrupts:
         if signal.getsignal(signal.SIGINT) is self._handler:
             signal.signal(signal.SIGINT, self._default)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> object:
         if self._users == 0 or _may_raise(frame):
             self._default(signum, frame)
-        else:
-            _thread.interrupt_main(signal.SIGINT)
+        return _Again()

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from threadserve.concurrency.threads import user_line
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Kernel, Thread
 
-__all__ = ["LoopThread", "is_cancellation", "run_coroutine"]
+__all__ = ["LoopThread", "current_task", "is_cancellation", "may_time_out", "run_coroutine", "stack_of_task"]
 
 
 class LoopThread:
@@ -133,3 +134,37 @@ def is_cancellation(error: BaseException) -> bool:
     """Whether `error` is what asyncio raises in a cancelled task; looks no further than what has been imported."""
     kind = getattr(sys.modules.get("asyncio"), "CancelledError", ())
     return isinstance(error, kind)
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """Return the task that runs on this thread; asyncio must have been imported, and a loop must run."""
+    return sys.modules["asyncio"].current_task()  # type: ignore[no-any-return]
+
+
+def may_time_out(runner: object) -> bool:
+    """Whether `runner` is a task that ``asyncio.timeout`` or ``asyncio.wait_for`` may still interrupt.
+
+    Looks at the timers of the loop, which have no public list; where that is not possible the answer is yes.
+    """
+    get_loop = getattr(runner, "get_loop", None)
+    if get_loop is None:
+        return False
+    timers = getattr(get_loop(), "_scheduled", None)
+    if timers is None:
+        return True
+    for timer in list(timers):
+        owner = getattr(getattr(timer, "_callback", None), "__self__", None)
+        if not timer.cancelled() and getattr(owner, "_task", None) is runner:
+            return True
+    return False
+
+
+def stack_of_task(task: Any) -> str:
+    """Return the ``file:line`` at which a suspended task is in code that is not ours; an empty string if unknown."""
+    awaited, innermost = task.get_coro(), ""
+    while awaited is not None:
+        frame = next((getattr(awaited, name) for name in ("cr_frame", "gi_frame", "ag_frame") if hasattr(awaited, name)), None)
+        if frame is not None:
+            innermost = user_line(frame) or innermost
+        awaited = next((getattr(awaited, name) for name in ("cr_await", "gi_yieldfrom", "ag_await") if hasattr(awaited, name)), None)
+    return innermost

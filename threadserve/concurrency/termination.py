@@ -9,17 +9,16 @@ from threadserve.concurrency.waiter import Waiter
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["Termination"]
 
 
 class Termination:
-    """A ``with`` block that Ctrl-C and SIGTERM end in the same way: quietly, so that what follows can tidy up.
+    """A ``with`` block that Ctrl-C and SIGTERM end in the same way: quietly, so that what follows tidies up.
 
-    For the main thread. Only in the block SIGTERM is ours: before it, nothing is served that could be drained, and
-    after it, a second SIGTERM kills as it always does.
+    For the main thread. SIGTERM is ours only in the block: before it nothing is served that could be drained,
+    and after it a second SIGTERM kills, as it always does.
 
     Example::
 
@@ -33,7 +32,7 @@ class Termination:
         self._former: Any = signal.SIG_DFL
 
     def __enter__(self) -> Self:
-        self._former = signal.signal(signal.SIGTERM, lambda signum, frame: self._waiter.set())
+        self._former = signal.signal(signal.SIGTERM, lambda *_: self._waiter.set())
         return self
 
     def __exit__(

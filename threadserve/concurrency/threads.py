@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
+    from types import FrameType
 
     from threadserve.concurrency.kernel import Thread
 
-__all__ = ["Inheritance", "is_current", "start_thread"]
+__all__ = ["Inheritance", "get_ident", "is_current", "stack_of_thread", "start_thread", "user_line"]
 
 
 class _OwnThread(threading.Thread):
@@ -27,7 +30,23 @@ def start_thread(name: str, fn: Callable[[], object]) -> threading.Thread:
 
 def is_current(thread: Thread) -> bool:
     """Whether `thread` is the one that asks."""
-    return thread.ident == threading.get_ident()
+    return thread.ident == get_ident()
+
+
+def stack_of_thread(ident: int) -> str:
+    """Return the ``file:line`` at which a thread is in code that is not ours; an empty string where it is in none."""
+    return user_line(sys._current_frames().get(ident))
+
+
+def user_line(frame: FrameType | None) -> str:
+    """Return the ``file:line`` of the innermost frame, from `frame` outwards, that is not ours."""
+    package = __name__.partition(".")[0] + "."
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if not module.startswith(package) and module not in ("threading", "contextlib"):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 class Inheritance:

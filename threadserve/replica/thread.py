@@ -27,11 +27,13 @@ from collections.abc import AsyncIterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from threadserve.call.blocking import block
 from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.call.request import ANSWERED, CURRENT, Request
-from threadserve.concurrency.loops import LoopThread, is_cancellation
+from threadserve.concurrency.loops import LoopThread, current_task, is_cancellation
 from threadserve.concurrency.outcome import Error, Outcome, Value
-from threadserve.concurrency.threads import is_current
+from threadserve.concurrency.threads import get_ident, is_current
+from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
 from threadserve.replica.target import Target, check_result, check_stream
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Iterator
 
+    from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.kernel import Kernel, Thread
 
 __all__ = ["ThreadReplica"]
@@ -141,6 +144,7 @@ class ThreadReplica:
         try:
             CURRENT.set(request)
             REPLICA.set(self.context)
+            request.runner = get_ident()
             result = self._begin(request)
             if inspect.iscoroutine(result):
                 self._post(request, context.copy(), self._go_on(request, result))
@@ -191,14 +195,31 @@ class ThreadReplica:
         """Hand on the items until they end or nobody wants them; the generator's ``finally`` runs here."""
         channel = request.channel
         assert channel is not None
+        offer = channel.offer
         try:
             for item in items:
-                if not channel.put(item):
+                accepted = offer(item, None)
+                if accepted is None:
+                    accepted = self._put(request, channel, item)
+                if not accepted:
                     return
         finally:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
+
+    def _put(self, request: Request, channel: Channel, item: Any) -> bool:
+        """Put `item` in a full channel, blocking; False when it is closed. A checkpoint."""
+        while True:
+            waiter = self._kernel.waiter()
+            subscriber = ThreadWaiter(waiter)
+            accepted = channel.offer(item, subscriber)
+            if accepted is not None:
+                return accepted
+            try:
+                block(waiter, needs=request.readers(), is_ended=channel.has_room)
+            finally:
+                channel.forget(subscriber)
 
     async def _drain_async(self, request: Request, items: Any) -> None:
         channel = request.channel
@@ -258,6 +279,7 @@ class ThreadReplica:
         The interrupt is attached here, in the first step: a task that is cancelled before it would never begin.
         """
         try:
+            request.runner = current_task()
             if not request.attach(interrupt):
                 interrupt()
             return Value(await body)

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
@@ -43,14 +44,14 @@ from threadserve.router.arguments import Inputs, has_inputs
 from threadserve.router.seats import Seat, Seats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
     from threadserve.replica.thread import ThreadReplica
 
-__all__ = ["Limits", "Router", "RouterStatistics"]
+__all__ = ["Holdings", "Limits", "Router", "RouterStatistics"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,19 @@ class RouterStatistics:
     """Worker threads of those replicas."""
 
 
+class Holdings(NamedTuple):
+    """The unanswered requests of a deployment at one moment."""
+
+    waiting: tuple[Request, ...]
+    """Those that wait for their arguments."""
+    queued: tuple[Request, ...]
+    """Those that wait for a slot."""
+    running: tuple[Request, ...]
+    """Those that have one, answered or not."""
+    has_free_slot: bool
+    """Whether a queued request could go on: there is a free slot, or no replica yet."""
+
+
 class _Effects(NamedTuple):
     """What was decided under the lock and is to be done outside."""
 
@@ -111,6 +125,8 @@ class Router:
         self._queued = 0
         self._waiting: dict[Request, None] = {}
         self._seats = Seats()
+        self.on_wait: Callable[[], None] = _nobody
+        """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
         self._is_waking = False
 
     def __repr__(self) -> str:
@@ -129,6 +145,19 @@ class Router:
                 replicas=len(seats),
                 workers=sum(seat.workers for seat in seats),
             )
+
+    def watch(self) -> None:
+        """Be told that a body waits, without a timeout, for requests; passed on to whoever looks for deadlocks."""
+        self.on_wait()
+
+    def holds(self) -> Holdings:
+        """Return the unanswered requests here; called with the lock held."""
+        return Holdings(
+            waiting=tuple(self._waiting),
+            queued=tuple(request for request in self._queue if request.state is QUEUED),
+            running=tuple(request for seat in self._seats for request in seat.running),
+            has_free_slot=self._seats.free > 0 or not len(self._seats),
+        )
 
     # ---- what the runtime decides
 
@@ -233,6 +262,8 @@ class Router:
                 news = request.settle(self._refusal(request)) or ()
             else:
                 request.state = QUEUED
+                if request.deadline != inf:
+                    request.admitted = self.kernel.now()
                 self._queue.append(request)
                 self._queued += 1
                 effects = self._pump()
@@ -271,6 +302,8 @@ class Router:
         self._queued -= 1
         self._seats.take(seat, request)
         request.state = RUNNING
+        if request.deadline != inf:
+            request.started = self.kernel.now()
         return request
 
     def _pump(self) -> _Effects:
@@ -440,3 +473,7 @@ class Router:
                 retry_after_s=limits.retry_after_s,
             )
         )
+
+
+def _nobody() -> None:
+    """Stand in for the runtime where there is none."""

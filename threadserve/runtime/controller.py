@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from threadserve.app.graph import Plan, fill
 from threadserve.call import directory
+from threadserve.call.blocking import wait_for
 from threadserve.call.context import REPLICA
 from threadserve.call.request import ANSWERED
 from threadserve.errors import ConfigError, ReplicaStartError, ServeError
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
+from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
 from threadserve.runtime.status import (
     ApplicationStatus,
@@ -92,6 +94,7 @@ class Controller:
         self._handles: dict[tuple[str, str], DeploymentHandle[Any]] = {}  # guarded by _lock
         self._going: dict[Retirement, None] = {}  # guarded by _lock
         self._is_closed = False  # guarded by _lock
+        self._watch = DeadlockWatch(kernel, self._routers, self._is_changing)
         kernel.errands.start()
 
     def __repr__(self) -> str:
@@ -234,10 +237,10 @@ class Controller:
             for pool in level:
                 pool.close("the process is exiting")
             for request in [request for pool in level for seat in pool.seats for request in list(seat.running)]:
-                if not is_reported and not request.wait(max(0.0, start + patience_s - self._kernel.now())):
+                if not is_reported and not wait_for(request, max(0.0, start + patience_s - self._kernel.now())):
                     is_reported = True
                     report(self.running())
-                request.wait(max(0.0, start + timeout - self._kernel.now()))
+                wait_for(request, max(0.0, start + timeout - self._kernel.now()))
         return self.running()
 
     def _begin_delete(self, name: str) -> Retirement | None:
@@ -333,7 +336,19 @@ class Controller:
             if not isinstance(router, Router) or router.kernel is not self._kernel:
                 router = Router(self._kernel, app, deployment)
                 directory.register(router)
+            router.on_wait = self._watch.notice
             return router
+
+    def _routers(self) -> list[Router]:
+        """Return the routers of what runs and of what is on its way out."""
+        with self._lock:
+            versions = [version for app in self._apps.values() for version in (app.version, app.coming) if version]
+            versions += [retirement.version for retirement in self._going]
+        return list({pool.router: None for version in versions for pool in version.pools})
+
+    def _is_changing(self, name: str) -> bool:
+        app = self._apps.get(name)
+        return app is not None and app.coming is not None
 
     def _turn(self, name: str) -> Lock:
         with self._lock:

@@ -80,6 +80,7 @@ R = TypeVar("R")
 
 _MASK = 2**64 - 1
 _PATIENCE_S = 5.0  # real time that a thread gets to end
+_GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
 _LAST_STEPS = 10_000  # what a thread may do while it ends before its every step raises
 
 
@@ -383,7 +384,9 @@ class SimulatedKernel:
         if chosen is not me:
             self._current = chosen
             chosen.baton.release()
-            me.baton.acquire()
+            # Main looks up now and then: a signal that came just before the wait would not end it.
+            while not me.baton.acquire(timeout=_GLANCE_S if me is self._threads[0] else -1):
+                pass
 
     def _jump(self) -> bool:
         """Let time pass until somebody can run; False when nobody ever will."""
@@ -596,8 +599,7 @@ class SimulatedWaiter:
                     is_woken = kernel._park(me, self, None if timeout is None else kernel._now + timeout)
                 finally:
                     self._thread = None
-                # Set while the timeout was under way: then either of the two may have come first.
-                if not is_woken and not (self._is_set and kernel._chance.below(2)):
+                if not is_woken and not self._is_overtaken():
                     return False
             self._is_set = False
             kernel._log(me, f"has {self}")
@@ -615,6 +617,10 @@ class SimulatedWaiter:
             kernel._log(me, f"sets {self}")
             self.fulfil()
             kernel._pause(me)
+
+    def _is_overtaken(self) -> bool:
+        """Whether a timeout gives way to a ``set`` that came at the same time: either may have been first."""
+        return self._is_set and self._kernel._chance.below(2) == 1
 
     def fulfil(self) -> None:
         """Be set, at a moment at which the kernel can act on it."""

@@ -1,0 +1,123 @@
+"""How code waits for answers: a thread blocks, a coroutine suspends, and a wait inside a replica is more than that.
+
+It is a checkpoint: cancelling the request that the waiting body works for ends it. And it is visible: while it lasts the
+request carries a ``Wait`` that says what it needs, so that a wait that can never end can be found (``call/waits.py``)
+and be ended with DeadlockError. Only waits of the body itself are shown, on its own thread or in its own task, and only
+those without a timeout or a deadline; all others can end by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from threadserve.call.request import ANSWERED, Request, Wait, check_cancelled, current_request
+from threadserve.concurrency.loops import current_task
+from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from threadserve.concurrency.kernel import WaiterLike
+
+__all__ = ["block", "suspend", "wait_for", "wait_for_async"]
+
+
+def block(
+    waiter: WaiterLike,
+    timeout: float | None = None,
+    *,
+    needs: Sequence[Request] = (),
+    is_ended: Callable[[], bool] | None = None,
+) -> bool:
+    """Wait on `waiter`: True when it was set, False after `timeout` seconds. Blocks.
+
+    Args:
+        waiter: Set by what is waited for.
+        timeout: In seconds; None for none.
+        needs: The requests that can end the wait; empty where others can as well.
+        is_ended: Says that the wait has ended though none of them is answered: items of a stream have come.
+
+    Raises:
+        Cancelled: The request that the waiting code works for was cancelled.
+        DeadlockError: The wait could never have ended.
+    """
+    waiting = current_request()
+    if waiting is None:
+        return waiter.wait(timeout)
+    subscriber = ThreadWaiter(waiter)
+    wait = None
+    if timeout is None and needs and waiting.deadline == math.inf and waiting.runner == get_ident():
+        wait = Wait(needs, waiting.router.kernel.now(), subscriber, is_ended)
+    is_set = False
+    try:
+        if waiting.begin_wait(subscriber, wait):
+            if wait is not None:
+                waiting.router.watch()
+            is_set = waiter.wait(timeout)
+    finally:
+        waiting.end_wait(subscriber)
+    if wait is not None and wait.error is not None:
+        raise wait.error
+    check_cancelled()
+    return is_set
+
+
+async def suspend(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[None],
+    *,
+    needs: Sequence[Request] = (),
+    is_ended: Callable[[], bool] | None = None,
+) -> None:
+    """Await `future`, a future of `loop`; see ``block``."""
+    waiting = current_request()
+    if waiting is None or not needs or waiting.deadline != math.inf or waiting.runner is not current_task():
+        await future
+        return
+    subscriber = LoopWaiter(loop, future)
+    wait = Wait(needs, waiting.router.kernel.now(), subscriber, is_ended)
+    try:
+        if waiting.begin_wait(subscriber, wait):
+            waiting.router.watch()
+        await future  # in a cancelled request too: the cancellation of its task is on its way
+    finally:
+        waiting.end_wait(subscriber)
+    if wait.error is not None:
+        raise wait.error
+
+
+def wait_for(request: Request, timeout: float | None = None) -> bool:
+    """Block until `request` has its answer: True; or until `timeout` seconds have passed: False.
+
+    Ctrl-C cancels the request and goes on as KeyboardInterrupt. A checkpoint; see ``block``.
+    """
+    if request.state is ANSWERED:
+        return True
+    waiter = request.router.kernel.waiter()
+    subscriber = ThreadWaiter(waiter)
+    try:
+        if request.subscribe(subscriber):
+            block(waiter, timeout, needs=(request,))
+    except KeyboardInterrupt:
+        request.cancel()
+        raise
+    finally:
+        request.forget(subscriber)
+    return request.state is ANSWERED
+
+
+async def wait_for_async(request: Request) -> None:
+    """Suspend until `request` has its answer, on whatever event loop runs. Giving up cancels nothing."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    subscriber = LoopWaiter(loop, future)
+    if request.subscribe(subscriber):
+        try:
+            await suspend(loop, future, needs=(request,))
+        finally:
+            request.forget(subscriber)
