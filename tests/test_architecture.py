@@ -130,7 +130,7 @@ class Module:
                     yield Mention(f"{stands_for[root]}.{rest}", node.lineno, False, for_checkers)
 
     def _imported(self, node: ast.AST) -> Iterator[tuple[str, str, str, bool]]:
-        """For each name imported: (dotted name, local name, what that stands for, is it of the face)."""
+        """For each name imported: (dotted name, local name, what that stands for, is that the face)."""
         match node:
             case ast.Import(names=aliases):
                 for alias in aliases:
@@ -142,7 +142,7 @@ class Module:
                 origin = ".".join((*above, origin) if origin else above)
                 for alias in aliases:
                     name = f"{origin}.{alias.name}"
-                    yield name, alias.asname or alias.name, name, origin == "threadserve"
+                    yield name, alias.asname or alias.name, name, False
             case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
                 if ast.unparse(function).endswith(("import_module", "__import__")):
                     yield name, "", "", name == "threadserve"
@@ -170,7 +170,7 @@ class House:
         for module in self.modules.values():
             for mention in module.imports():
                 target = self.home(mention.name)
-                if target is not None and target is not module and not mention.binds_face:
+                if target is not None and target.name and target is not module:
                     yield module, target, mention
 
     @staticmethod
@@ -228,7 +228,7 @@ def shut_doors_stay_shut(house: House) -> Iterator[str]:
 def nobody_imports_the_face(house: House) -> Iterator[str]:
     for module in house.modules.values():
         for mention in module.imports():
-            if mention.binds_face:
+            if mention.binds_face or house.home(mention.name) is house.modules.get("", module):
                 yield module.complain(
                     mention.line, "gets hold of the face `threadserve`; import from the room itself"
                 )
@@ -403,7 +403,7 @@ if TYPE_CHECKING:
     "router/router.py": "__all__ = []\nfrom ..app.config import wrapt\nfrom ..call import base\n",
     "api.py": "__all__ = []\nfrom threadserve.router.router import base\n",
     "cli/__init__.py": "'The command.'\n",
-    "cli/main.py": "__all__ = []\nimport click\nimport threadserve.api as api\n",
+    "cli/main.py": "__all__ = []\nimport click\nfrom threadserve import api\nimport threadserve.handle as h\n",
 }
 
 # Rule -> (file, its source, what every complaint says).

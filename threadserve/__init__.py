@@ -34,8 +34,8 @@ _HOMES = {
     "threadserve.app.config": "AutoscalingConfig BackpressureConfig HTTPOptions",
     "threadserve.app.deployment": "Application Deployment deployment",
     "threadserve.call.context":
-        "ReplicaContext cancelled check_cancelled deadline get_multiplexed_model_id get_replica_context "
-        "remaining",
+        "ReplicaContext cancelled check_cancelled get_multiplexed_model_id get_replica_context",
+    "threadserve.call.deadline": "deadline remaining",
     "threadserve.call.response": "DeploymentResponse",
     "threadserve.call.stream": "DeploymentResponseGenerator",
     "threadserve.errors":

@@ -7,7 +7,8 @@
     |  |- GraphError                          clashing names, two ingresses, a graph that cannot be built
     |  `- ImportStringError                   "module:attribute" cannot be loaded (says which half)
     |- DeployError                            the app could not become healthy
-    |  `- ReplicaStartError                   the user's constructor failed; the original is __cause__
+    |  |- ReplicaStartError                   the user's constructor failed; the original is __cause__
+    |  `- ResourceError                       it asks for more than there is; .deployment .resource .asked .total
     |- RequestError                           about one request; .deployment and .request_id
     |  |- BackPressureError                   the queue is full; .queued .limit .retry_after_s
     |  |- RequestTimeoutError (TimeoutError)  the deadline passed; .elapsed_s
@@ -50,6 +51,7 @@ __all__ = [
     "RequestCancelledError",
     "RequestError",
     "RequestTimeoutError",
+    "ResourceError",
     "ServeError",
 ]
 
@@ -76,6 +78,33 @@ class DeployError(ServeError):
 
 class ReplicaStartError(DeployError):
     """A replica could not start; the user's own exception is ``__cause__``."""
+
+
+class ResourceError(DeployError):
+    """A deployment asks for more than there is, so its reservation can never be met.
+
+    Attributes:
+        deployment: ``app/deployment`` that asked.
+        resource: What there is too little of: ``"CPU"``, ``"GPU"``, ``"memory"`` or a name of the user's.
+        asked: Resource -> the amount that was too much, as the message says whose: of one replica, of all of them
+            together, or of several deployments together.
+        total: Resource -> the amount that there is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        deployment: str = "",
+        resource: str = "",
+        asked: dict[str, float] | None = None,
+        total: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.deployment = deployment
+        self.resource = resource
+        self.asked = asked or {}
+        self.total = total or {}
 
 
 class RequestError(ServeError):

@@ -134,12 +134,15 @@ class DeploymentHandle(Generic[T_co]):
                 _by_reference, request_serialization, response_serialization.
 
         Raises:
-            TypeError: An option is unknown.
+            TypeError: An option is unknown, or no string where one belongs.
             ValueError: timeout_s is not a positive number.
         """
         for name in accepted:
             if name not in _ACCEPTED:
                 self._refuse_option(name)
+        for option, text in (("method_name", method_name), ("multiplexed_model_id", multiplexed_model_id)):
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"handle of {self._router.name}: {option} must be a string, not {text!r}")
         if timeout_s is not None:
             check_timeout(f"handle of {self._router.name}", timeout_s)
         return DeploymentHandle[Any](
@@ -163,7 +166,9 @@ class DeploymentHandle(Generic[T_co]):
         return handle
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        from reprlib import repr as shown  # short, and safe where a repr of the user's fails
+
+        given = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
         method = "" if self._method_name == "__call__" else f".{self._method_name}"
         raise TypeError(f"a handle is not called itself: write handle{method}.remote({given})")
 
@@ -186,6 +191,8 @@ class DeploymentHandle(Generic[T_co]):
         adapter: Adapter | None = None,
     ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
         router = self._router
+        if isinstance(router, directory.Absent):  # unpickled before the app was run: it may run by now
+            router = self._router = directory.find(router.app, router.deployment) or router
         caller, bound, context = CURRENT.get(), BOUND.get(), copy_context()
         if bound != math.inf:
             context.run(BOUND.set, math.inf)  # the body inherits what is left through its request

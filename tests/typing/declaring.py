@@ -1,17 +1,19 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """What mypy and pyright both know of declared and bound deployments. Checked, never run.
 
-mypy ignores what a class decorator returns, so classes are declared by call here; see ``decorated_classes.py``.
+mypy ignores what a class decorator returns: classes are declared by call here, else ``decorated_classes.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Generic, TypeVar, assert_type
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, assert_type
 
 from threadserve.app.config import AutoscalingConfig, DeploymentConfig
 from threadserve.app.deployment import Application, Deployment, deployment
-from threadserve.handle import DeploymentHandle
+
+if TYPE_CHECKING:
+    from threadserve.handle import DeploymentHandle
 
 Item = TypeVar("Item")
 
@@ -44,16 +46,12 @@ class Keeper(Generic[Item]):
 
 
 class Made:
-    def __new__(cls, size: int) -> Made:
+    def __new__(cls, size: int) -> Self:
         return object.__new__(cls)
 
 
 def double(number: int, /) -> int:
     return 2 * number
-
-
-async def later(number: int, /) -> str:
-    return str(number)
 
 
 async def items(number: int, /) -> AsyncIterator[int]:
@@ -79,7 +77,6 @@ def a_bound_class_is_an_application_of_its_instances() -> None:
 def a_bound_function_is_an_application_of_that_function() -> None:
     assert_type(deployment(double), Deployment[[], Callable[[int], int]])
     assert_type(deployment(double).bind(), Application[Callable[[int], int]])
-    assert_type(deployment(later).bind(), Application[Callable[[int], Coroutine[Any, Any, str]]])
     assert_type(deployment(num_replicas=2)(items).bind(), Application[Callable[[int], AsyncIterator[int]]])
 
 
@@ -100,7 +97,7 @@ def decorated_functions_are_deployments() -> None:
 
 def bind_arguments_are_those_of_the_constructor() -> None:
     LeafD.bind("1")  # type: ignore[arg-type]
-    LeafD.bind(1, 2)  # type: ignore[call-arg]
+    LeafD.bind(1, "x")  # type: ignore[call-arg]
     LeafD.bind(1, lable="x")  # type: ignore[call-arg]
     LeafD.bind()  # type: ignore[call-arg]
     OtherD.bind(1)  # type: ignore[call-arg]

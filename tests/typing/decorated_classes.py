@@ -2,16 +2,19 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """What pyright knows of decorated classes. Checked, never run.
 
-mypy takes a decorated class for the class itself, whatever its decorator returns (python/mypy#3135); for it, classes are
+mypy takes a decorated class for the class itself, whatever its decorator returns; for it, classes are
 declared by call, as in ``declaring.py``.
 """
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
 
-from threadserve.app.deployment import Application, Deployment, deployment
-from threadserve.handle import DeploymentHandle
+from threadserve.app.deployment import deployment
+
+if TYPE_CHECKING:
+    from threadserve.app.deployment import Application, Deployment
+    from threadserve.handle import DeploymentHandle
 
 
 @deployment
@@ -35,9 +38,10 @@ class Tree:
 
 def decorated_classes_are_deployments() -> None:
     bare: Deployment[[], object] = Bare
-    assert_type(bare.bind(), Application[object])
-    application: Application[object] = Leaf.options(num_replicas=3).bind(1, label="x")
-    assert_type(application, Application[object])
+    leaf: Application[object] = Leaf.options(num_replicas=3).bind(1, label="x")
+
+    assert_type(bare.num_replicas, int)
+    assert_type(leaf.deployment_name, str)
 
 
 def bind_arguments_are_those_of_the_constructor() -> None:

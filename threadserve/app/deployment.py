@@ -46,14 +46,10 @@ T_co = TypeVar("T_co", covariant=True)
 class FunctionLike(Protocol):
     """What every function and method written in Python has, and no class."""
 
+    # pyright takes every Callable for one that has it, and says that the overloads for classes are never
+    # used. It uses them all the same, because a class itself has none.
     @property
     def __code__(self) -> Any: ...
-
-
-class Constructor(Protocol[P, T_co]):
-    """A class, seen as that which makes instances of it."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
 
 
 F = TypeVar("F", bound=FunctionLike)
@@ -65,14 +61,16 @@ class Decorator(Protocol):
     @overload
     def __call__(self, func_or_class: F, /) -> Deployment[[], F]: ...
     @overload
-    def __call__(self, func_or_class: Constructor[P, T], /) -> Deployment[P, T]: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, func_or_class: Callable[P, T], /
+    ) -> Deployment[P, T]: ...
 
 
 @overload
 def deployment(func_or_class: F, /, **options: Unpack[DeploymentOptions]) -> Deployment[[], F]: ...
 @overload
-def deployment(
-    func_or_class: Constructor[P, T], /, **options: Unpack[DeploymentOptions]
+def deployment(  # pyright: ignore[reportOverlappingOverload]
+    func_or_class: Callable[P, T], /, **options: Unpack[DeploymentOptions]
 ) -> Deployment[P, T]: ...
 @overload
 def deployment(**options: Unpack[DeploymentOptions]) -> Decorator: ...
@@ -159,8 +157,8 @@ class Deployment(Generic[P, T_co]):
     @overload
     def options(self, func_or_class: F, **options: Unpack[DeploymentOptions]) -> Deployment[[], F]: ...
     @overload
-    def options(
-        self, func_or_class: Constructor[P2, T], **options: Unpack[DeploymentOptions]
+    def options(  # pyright: ignore[reportOverlappingOverload]
+        self, func_or_class: Callable[P2, T], **options: Unpack[DeploymentOptions]
     ) -> Deployment[P2, T]: ...
 
     def options(self, func_or_class: Any = UNSET, **options: Any) -> Deployment[Any, Any]:

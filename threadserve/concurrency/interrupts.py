@@ -70,7 +70,7 @@ class Interrupts:
             self._users += 1
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGINT) is self._default:
+        if signal.getsignal(signal.SIGINT) in (self._default, self._handler):  # ours stays when another thread uninstalls
             signal.signal(signal.SIGINT, self._handler)
             signal.default_int_handler = self._handler
 
@@ -88,5 +88,5 @@ class Interrupts:
 
     def _handle(self, signum: int, frame: FrameType | None) -> object:
         if self._users == 0 or _may_raise(frame):
-            self._default(signum, frame)
+            self._default(signum, frame)  # raises
         return _Again()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Thread
 
-__all__ = ["Inheritance", "get_ident", "is_current", "stack_of_thread", "start_thread", "user_line"]
+__all__ = ["Inheritance", "get_ident", "is_current", "stack_of_thread", "stack_text", "start_thread", "user_line"]
 
 
 class _OwnThread(threading.Thread):
@@ -36,6 +37,12 @@ def is_current(thread: Thread) -> bool:
 def stack_of_thread(ident: int) -> str:
     """Return the ``file:line`` at which a thread is in code that is not ours; an empty string where it is in none."""
     return user_line(sys._current_frames().get(ident))
+
+
+def stack_text(ident: int | None) -> str:
+    """Return the stack of a thread as a traceback shows it; an empty string when it has ended."""
+    frame = None if ident is None else sys._current_frames().get(ident)
+    return "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
 
 
 def user_line(frame: FrameType | None) -> str:

@@ -5,6 +5,7 @@ A request's way in is short: ``BufferedRequest`` is Starlette's own Request over
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import decimal
@@ -26,12 +27,15 @@ from starlette.responses import Response
 from threadserve.call.request import current_request
 from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
+from threadserve.concurrency.waiter import LoopWaiter
 from threadserve.errors import BackPressureError, DeploymentUnavailableError, RequestTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from starlette.types import Message, Scope
+
+    from threadserve.call.request import Request as ServeRequest
 
 __all__ = [
     "BufferedRequest",
@@ -62,10 +66,19 @@ class Incoming:
         if not self._is_received:
             self._is_received = True
             return {"type": "http.request", "body": self.content, "more_body": False}
-        request = current_request()
-        if request is not None:
-            await request.wait_async()  # the client's leaving answers it
+        await _until_answered(current_request())  # which the client's leaving does
         return {"type": "http.disconnect"}
+
+
+async def _until_answered(request: ServeRequest | None) -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    told = LoopWaiter(loop, future)
+    if request is not None and request.subscribe(told):
+        try:
+            await future
+        finally:
+            request.forget(told)
 
 
 class BufferedRequest(Request):

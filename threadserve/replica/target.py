@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -89,6 +90,24 @@ class Target:
             return lambda: reconfigure(user_config, rank=rank)
         return None if user_config is None else lambda: reconfigure(user_config)
 
+    def has(self, method: str) -> bool:
+        """Whether the user's class has `method`."""
+        return self.is_class and inspect.getattr_static(self._func_or_class, method, None) is not None
+
+    def finalize(self) -> Any:
+        """Call the instance's ``__del__``, if there is one, and see to it that Python does not call it again.
+
+        A coroutine to be awaited comes back where it is one.
+        """
+        servable = self.servable
+        finalizer = getattr(type(servable), "__del__", None)
+        if not self.is_class or finalizer is None:
+            return None
+        result = finalizer(servable)
+        with suppress(TypeError):  # a layout that allows no other class: Python will call __del__ a second time
+            servable.__class__ = type(type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done})
+        return result
+
     def methods(self) -> tuple[str, ...]:
         """Return the names that can be called, public ones and those with one leading underscore."""
         names = (name for name in dir(self._func_or_class) if not name.startswith("__"))
@@ -115,6 +134,10 @@ class Target:
             request_id=request.request_id,
             available=available,
         )
+
+
+def _done(servable: object) -> None:
+    """Be the ``__del__`` of what has been finalized."""
 
 
 def _members(cls: Any) -> set[str]:

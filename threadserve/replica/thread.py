@@ -23,6 +23,7 @@ exclusivity of the loop's code); a pool of threads shared by replicas (a slow re
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import AsyncIterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,8 @@ from threadserve.call.blocking import block
 from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.call.request import ANSWERED, CURRENT, Request
 from threadserve.concurrency.loops import LoopThread, current_task, is_cancellation
-from threadserve.concurrency.outcome import Error, Outcome, Value
-from threadserve.concurrency.threads import get_ident, is_current
+from threadserve.concurrency.outcome import Error, Outcome, Value, capture
+from threadserve.concurrency.threads import get_ident, is_current, stack_text
 from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
 from threadserve.replica.target import Target, check_result, check_stream
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel, Thread
 
 __all__ = ["ThreadReplica"]
+
+_log = logging.getLogger("threadserve")
 
 
 class ThreadReplica:
@@ -73,6 +76,8 @@ class ThreadReplica:
         )
         self.on_done: Callable[[Request, Outcome], None] = _nobody
         """Called with each request that ends on the loop; set by the router."""
+        self.on_death: Callable[[BaseException], None] = lambda error: None
+        """Called when the user's code has asked for the end of the replica; set by the runtime. Must not block."""
         self._loop = LoopThread(kernel, f"{self.name} loop")
         self._lock = kernel.lock()
         self._threads: list[Thread] = []  # guarded by _lock
@@ -97,21 +102,40 @@ class ThreadReplica:
         result = context.run(fn)
         return self._await(result, context) if inspect.iscoroutine(result) else result
 
-    def stop(self, timeout: float | None) -> list[str]:
-        """End the loop and wait for the workers, which the router has sent home; names those that would not end."""
-        deadline = None if timeout is None else self._kernel.now() + timeout
-        stuck: list[str] = []
-        if not self._loop.stop(timeout):
-            stuck.append(f"{self.name} loop")
+    @property
+    def has_health_check(self) -> bool:
+        """Whether the user's class has a ``check_health``."""
+        return self._target.has("check_health")
+
+    def check_health(self) -> None:
+        """Call the user's ``check_health``, where there is one. Raises what it raises."""
+        if self.has_health_check:
+            self.call(lambda: self._target.servable.check_health())
+
+    def stop(self, timeout: float) -> list[str]:
+        """Finalize the instance, end the loop and wait for the workers, which the router has sent home.
+
+        Blocks up to `timeout` seconds. Names the threads that would not end, with what they are at.
+        """
+        deadline = self._kernel.now() + timeout
+        threads = [self._kernel.spawn(f"{self.name} stop", self._finalize)]
         with self._lock:
-            threads = list(self._threads)
+            threads += self._threads
+        stuck: list[str] = []
         for thread in threads:
             if is_current(thread):
                 continue
-            thread.join(None if deadline is None else max(0.0, deadline - self._kernel.now()))
+            thread.join(max(0.0, deadline - self._kernel.now()))
             if thread.is_alive():
-                stuck.append(thread.name)
+                stuck.append(f"thread {thread.name}, which is at\n{stack_text(thread.ident)}")
         return stuck
+
+    def _finalize(self) -> None:
+        """Call the user's ``__del__``, once and for all, and end the loop."""
+        outcome = capture(self.call, self._target.finalize)
+        if isinstance(outcome, Error):
+            _log.error("__del__ of %s raised", self.name, exc_info=outcome.exception)
+        self._loop.stop()
 
     def add_worker(self, work: Callable[[], None]) -> None:
         """Start a worker thread that runs `work`. Raises RuntimeError where the system has no thread to give."""
@@ -182,6 +206,7 @@ class ThreadReplica:
         if isinstance(error, SystemExit):
             died = ReplicaDiedError(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
             died.__cause__ = error
+            self.on_death(error)
             return Error(died)
         if isinstance(error, Cancelled) or is_cancellation(error):
             cancelled = RequestCancelledError(f"the code of {name} cancelled itself", **where)

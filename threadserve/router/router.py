@@ -203,7 +203,17 @@ class Router:
             if not seat.ongoing:
                 return True
             seat.drained = waiter
-        return waiter.wait(timeout)
+        waiter.wait(timeout)
+        with self.lock:
+            seat.drained = None
+            return not seat.ongoing
+
+    def hurry(self, seat: Seat) -> None:
+        """End a ``drain`` that is under way, as if its time were over."""
+        with self.lock:
+            drained = seat.drained
+        if drained is not None:
+            drained.set()
 
     def abandon(self, seat: Seat, reason: str) -> list[Request]:
         """Answer what still runs in `seat` with ReplicaDiedError and return it; its threads run on unheard."""

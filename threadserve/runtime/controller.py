@@ -348,7 +348,9 @@ class Controller:
 
     def _is_changing(self, name: str) -> bool:
         app = self._apps.get(name)
-        return app is not None and app.coming is not None
+        if app is None or app.coming is not None:
+            return app is not None
+        return app.version is not None and any(pool.pending for pool in app.version.pools)
 
     def _turn(self, name: str) -> Lock:
         with self._lock:
@@ -368,6 +370,7 @@ class Retirement:
         self._reason = reason
         self._lock = kernel.lock()
         self._waiters: list[WaiterLike] | None = []  # guarded by _lock; None once it is over
+        self._is_hurried = False
         self.app = app
         self.version = version
 
@@ -379,8 +382,7 @@ class Retirement:
             for pool in level:
                 pool.close(self._reason)
             for pool in level:
-                for left in pool.stop(deadline):
-                    _log.error("%s did not end within %g s and was abandoned", left, timeout)
+                pool.stop(self._kernel.now() if self._is_hurried else deadline)
 
     def finish(self) -> None:
         """Tell who waits."""
@@ -390,13 +392,23 @@ class Retirement:
             waiter.set()
 
     def wait(self) -> None:
-        """Wait until the version is gone. Blocks; Ctrl-C leaves, and the version goes on going."""
+        """Wait until the version is gone. Blocks; Ctrl-C skips the rest of the drain and goes on as KeyboardInterrupt."""
         waiter = self._kernel.waiter()
         with self._lock:
             if self._waiters is None:
                 return
             self._waiters.append(waiter)
-        waiter.wait()
+        try:
+            waiter.wait()
+        except KeyboardInterrupt:
+            self.hurry()
+            raise
+
+    def hurry(self) -> None:
+        """Drain no longer: what still runs is abandoned."""
+        self._is_hurried = True
+        for pool in self.version.pools:
+            pool.hurry()
 
 
 def _failure(pool: Pool) -> ReplicaStartError | None:
@@ -416,8 +428,9 @@ def _explain(error: BaseException) -> str:
 def _overview(app: App) -> ApplicationStatusOverview:
     version = app.version or app.coming or app.failed
     pools = version.pools if version else []
+    is_unhealthy = app.status is ApplicationStatus.RUNNING and any(pool.trouble for pool in pools)
     return ApplicationStatusOverview(
-        status=app.status,
+        status=ApplicationStatus.UNHEALTHY if is_unhealthy else app.status,
         message=app.message,
         last_deployed_time_s=app.deployed_at,
         route_prefix=app.route_prefix,
@@ -440,9 +453,12 @@ def _deployment_overview(app: App, pool: Pool) -> DeploymentStatusOverview:
             status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
             replica_states={state: count for state, count in states.items() if count},
         )
+    states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
     return DeploymentStatusOverview(
-        status=DeploymentStatus.HEALTHY,
-        status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
-        replica_states={"RUNNING": len(pool.seats)},
-        message=app.message if pool.name == app.failed_deployment else "",
+        status=DeploymentStatus.UNHEALTHY if pool.trouble else DeploymentStatus.HEALTHY,
+        status_trigger=DeploymentStatusTrigger.HEALTH_CHECK_FAILED
+        if pool.trouble
+        else DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
+        replica_states={state: count for state, count in states.items() if count},
+        message=pool.trouble or (app.message if pool.name == app.failed_deployment else ""),
     )

@@ -1,7 +1,8 @@
-"""The replicas of one version of one deployment: started together, drained and stopped together."""
+"""The replicas of one version of one deployment: started together, kept alive, drained and stopped together."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from threadserve.call.context import DeploymentID
@@ -9,21 +10,31 @@ from threadserve.errors import ReplicaStartError
 from threadserve.replica.target import Target
 from threadserve.replica.thread import ThreadReplica
 from threadserve.router.router import Limits
+from threadserve.runtime.health import HealthProbe
 
 if TYPE_CHECKING:
     from threadserve.app.graph import PlannedDeployment
-    from threadserve.concurrency.kernel import Kernel
+    from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
     from threadserve.router.router import Router
     from threadserve.router.seats import Seat
 
 __all__ = ["Pool"]
 
+_log = logging.getLogger("threadserve")
+
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+_REPLACEMENT_ATTEMPTS = 20
+_STOP_S = 1.0
 
 
 class Pool:
-    """Brings up `planned` as replicas behind `router`, and takes them down. Gets no requests until they are seated."""
+    """Brings up `planned` as replicas behind `router`, replaces those that are lost, and takes them down.
+
+    Every start of a replica has a thread of its own. A replica gets no requests until it is seated; one that is lost (it
+    failed three health checks, or its code raised SystemExit) loses its seat at once, and another one with the same rank
+    is started in its place. Guarded by ``_lock``, under which nothing is called.
+    """
 
     def __init__(
         self,
@@ -35,15 +46,24 @@ class Pool:
     ) -> None:
         self._kernel = kernel
         self._planned = planned
+        self._config = planned.config
         self._arguments = arguments
         self._version = version
-        self._lock = kernel.lock()
-        self._failures: list[BaseException] = []  # guarded by _lock
-        self._pending = 0  # guarded by _lock; replicas that are starting
         self._opening: int | None = None
-        self.router = router
-        self.seats: list[Seat] = []  # guarded by _lock; of replicas that are up
         self._started = kernel.waiter()
+        self._lock = kernel.lock()
+        self._failures: list[BaseException] = []  # guarded by _lock, as all below
+        self._pending = 0
+        self._is_seated = False
+        self._is_stopping = False
+        self._probes: dict[Seat, HealthProbe] = {}
+        self._keepers: list[Thread] = []
+        self._naps: dict[WaiterLike, None] = {}
+        self.router = router
+        self.seats: list[Seat] = []
+        """Those of the replicas that are up."""
+        self.trouble = ""
+        """Why replicas are missing; empty when none is."""
 
     def __repr__(self) -> str:
         return f"<Pool {self.router.name} {len(self.seats)} up, {self._pending} starting>"
@@ -59,47 +79,37 @@ class Pool:
         return self._pending
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a replica could not start."""
+        return bool(self._failures)
+
+    @property
     def limits(self) -> Limits:
         """What the deployment allows its callers."""
-        config = self._planned.config
         return Limits(
-            max_queued_requests=config.max_queued_requests,
-            stream_buffer_size=config.stream_buffer_size,
-            status_code=config.backpressure_config.status_code,
-            retry_after_s=config.backpressure_config.retry_after_s,
+            max_queued_requests=self._config.max_queued_requests,
+            stream_buffer_size=self._config.stream_buffer_size,
+            status_code=self._config.backpressure_config.status_code,
+            retry_after_s=self._config.backpressure_config.retry_after_s,
         )
 
     @property
     def graceful_shutdown_timeout_s(self) -> float:
         """How long running requests may take to finish when the deployment is stopped."""
-        return self._planned.config.graceful_shutdown_timeout_s
+        return self._config.graceful_shutdown_timeout_s
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a replica could not start."""
-        return bool(self._failures)
+    # ---- coming up
 
     def open(self) -> None:
         """Have the router take requests, within this pool's limits; they queue until there are seats."""
         self._opening = self.router.open(self.limits)
 
-    def seat(self, predecessor: Pool | None = None) -> None:
-        """Give the requests to the replicas of this pool, and no more to those of `predecessor`."""
-        self.router.replace(predecessor.seats if predecessor else (), self.seats)
-
-    def close(self, reason: str) -> None:
-        """Give no more requests to these replicas; unless a newer pool has opened the router, it takes none either."""
-        if self._opening is not None:
-            self.router.close(reason, self._opening)
-        self.router.replace(self.seats, ())
-
     def begin(self) -> None:
         """Start every replica, each on a thread of its own. Never blocks."""
-        count = self._planned.config.initial_replicas
+        count = self._config.initial_replicas
         self._pending = count
         for rank in range(count):
-            replica = self._make(rank, count)
-            self._kernel.spawn(f"{replica.name} start", lambda replica=replica: self._bring_up(replica))
+            self._start(rank)
 
     def wait_started(self) -> None:
         """Wait until every replica is up or has failed. Blocks.
@@ -109,64 +119,183 @@ class Pool:
         """
         self._started.wait()
         if self._failures:
-            raise self._start_error(self._failures[0]) from self._failures[0]
+            failure = self._failures[0]
+            raise ReplicaStartError(
+                f"a replica of {self.router.name} could not start: {type(failure).__name__}: {failure}"
+            ) from failure
 
-    def stop(self, deadline: float) -> list[str]:
-        """Drain the replicas, whose seats are closed, until `deadline`, then stop them. Blocks.
+    def seat(self, predecessor: Pool | None = None) -> None:
+        """Give the requests to the replicas of this pool, and no more to those of `predecessor`."""
+        with self._lock:
+            self._is_seated = True
+            seats = list(self.seats)
+        self.router.replace(predecessor.seats if predecessor else (), seats)
 
-        What does not end by then is abandoned: its callers get ReplicaDiedError, and what is left is named.
-        """
-        left: list[str] = []
-        for seat in self.seats:
-            if not self.router.drain(seat, max(0.0, deadline - self._kernel.now())):
-                reason = f"it did not end within graceful_shutdown_timeout_s={self.graceful_shutdown_timeout_s:g}"
-                left += [f"{self.router.name}.{request.method}" for request in self.router.abandon(seat, reason)]
-        for seat in self.seats:
-            left += seat.replica.stop(max(0.0, deadline - self._kernel.now()) + _LAST_RETRY_S)
-        return left
+    def _start(self, rank: int) -> None:
+        replica = self._make(rank)
+        attempts = self._config.max_constructor_retry_count or 1
+        self._kernel.spawn(f"{replica.name} start", lambda: self._bring_up(replica, attempts))
 
-    def _make(self, rank: int, count: int) -> ThreadReplica:
+    def _make(self, rank: int) -> ThreadReplica:
         args, kwargs = self._arguments
         return ThreadReplica(
             self._kernel,
             Target(self._planned.target, args, kwargs),
             deployment=DeploymentID(self._planned.name, self.router.app),
             rank=rank,
-            world_size=count,
+            world_size=self._config.initial_replicas,
             code_version=self._version,
         )
 
-    def _bring_up(self, replica: ThreadReplica) -> None:
-        failure = self._attempt(replica)
+    def _bring_up(self, replica: ThreadReplica, attempts: int) -> None:
+        """Start a replica of the first set."""
+        failure = self._attempt(replica, attempts)
+        if failure is not None:
+            replica.stop(_STOP_S)
         with self._lock:
             self._pending -= 1
             if failure is None:
-                self.seats.append(self.router.seat(replica, self._planned.config.max_ongoing_requests))
+                self._settle(replica)
             else:
                 self._failures.append(failure)
             is_last = not self._pending
-        if failure is not None:
-            replica.stop(_LAST_RETRY_S)
         if is_last:
             self._started.set()
 
-    def _attempt(self, replica: ThreadReplica) -> BaseException | None:
+    def _attempt(self, replica: ThreadReplica, attempts: int) -> BaseException | None:
         """Start `replica`, again only as often as the user allowed; the last failure comes back."""
-        retries = (self._planned.config.max_constructor_retry_count or 1) - 1
         delay = _FIRST_RETRY_S
         while True:
             try:
-                replica.start(self._planned.config.user_config)
+                replica.start(self._config.user_config)
+                replica.check_health()
                 return None
             except BaseException as error:
                 failure = error
-            if not retries:
+            attempts -= 1
+            if not attempts or not self._nap(delay):
                 return failure
-            retries -= 1
-            self._kernel.waiter().wait(delay)
             delay = min(delay * 2, _LAST_RETRY_S)
 
-    def _start_error(self, failure: BaseException) -> ReplicaStartError:
-        return ReplicaStartError(
-            f"a replica of {self.router.name} could not start: {type(failure).__name__}: {failure}"
-        )
+    def _settle(self, replica: ThreadReplica) -> Seat:
+        """Make a seat for a replica that is up, and look after it; the lock is held."""
+        seat = self.router.seat(replica, self._config.max_ongoing_requests)
+        self.seats.append(seat)
+        replica.on_death = lambda error: self._lose(seat, error, has_died=True)
+        if replica.has_health_check:
+            probe = HealthProbe(
+                self._kernel,
+                replica,
+                period_s=self._config.health_check_period_s,
+                timeout_s=self._config.health_check_timeout_s,
+                on_unhealthy=lambda error: self._lose(seat, error, has_died=False),
+            )
+            self._probes[seat] = probe
+            probe.start()
+        return seat
+
+    # ---- staying up
+
+    def _lose(self, seat: Seat, error: BaseException, *, has_died: bool) -> None:
+        """Take a replica out and have another one put in its place. Never blocks."""
+        with self._lock:
+            if self._is_stopping or seat not in self.seats:
+                return
+            self.seats.remove(seat)
+            self._pending += 1
+            self.trouble = f"replica {seat.replica.name} was lost: {type(error).__name__}: {error}"
+            probe = self._probes.pop(seat, None)
+        _log.error("%s", self.trouble)
+        if probe is not None:
+            probe.stop()
+        self.router.replace((seat,), ())
+        if has_died:
+            self.router.abandon(seat, f"replica {seat.replica.name} died of {type(error).__name__}({error})")
+        keeper = self._kernel.spawn(f"{seat.replica.name} replace", lambda: self._replace(seat))
+        with self._lock:
+            self._keepers.append(keeper)
+
+    def _replace(self, lost: Seat) -> None:
+        """Start another replica, as often as it takes; let the lost one finish and stop it."""
+        replica = self._make(lost.replica.context.rank.rank)
+        attempts = self._config.max_constructor_retry_count or _REPLACEMENT_ATTEMPTS
+        failure = self._attempt(replica, attempts)
+        seat = None
+        with self._lock:
+            self._pending -= 1
+            if failure is None and not self._is_stopping:
+                seat = self._settle(replica)
+                self.trouble = ""
+            elif failure is not None:
+                self._failures.append(failure)
+                self.trouble += f"; no other could be started, the last of {attempts} attempts failed: {failure!r}"
+            is_dead = not self.seats and not self._pending and not self._is_stopping
+            is_seated = self._is_seated
+        if seat is None:
+            replica.stop(_STOP_S)
+        elif is_seated:
+            self.router.replace((), (seat,))
+        if is_dead and self._opening is not None:
+            self.router.close(self.trouble, self._opening)
+        self._dismiss(lost, self._kernel.now() + self.graceful_shutdown_timeout_s)
+
+    def _nap(self, seconds: float) -> bool:
+        """Wait before the next attempt; False when there is to be none because the pool stops."""
+        waiter = self._kernel.waiter()
+        with self._lock:
+            if self._is_stopping:
+                return False
+            self._naps[waiter] = None
+        was_woken = waiter.wait(seconds)
+        with self._lock:
+            self._naps.pop(waiter, None)
+        return not was_woken
+
+    # ---- going down
+
+    def close(self, reason: str) -> None:
+        """Give no more requests to these replicas; unless a newer pool has opened the router, it takes none either."""
+        if self._opening is not None:
+            self.router.close(reason, self._opening)
+        with self._lock:
+            self._is_stopping = True
+            seats, naps, probes = list(self.seats), list(self._naps), list(self._probes.values())
+        for nap in naps:
+            nap.set()
+        for probe in probes:
+            probe.stop()
+        self.router.replace(seats, ())
+
+    def stop(self, deadline: float) -> None:
+        """Drain the replicas, which have been closed, until `deadline`, then stop them. Blocks.
+
+        What does not end by then is abandoned: its callers get ReplicaDiedError, and the log says what is left.
+        """
+        with self._lock:
+            seats, keepers = list(self.seats), list(self._keepers)
+        for seat in seats:
+            self._drain(seat, deadline)
+        for seat in seats:
+            self._put_away(seat, deadline)
+        for keeper in keepers:
+            keeper.join(max(0.0, deadline - self._kernel.now()) + _STOP_S)
+
+    def hurry(self) -> None:
+        """Let a drain that is under way end at once; what runs is abandoned."""
+        for seat in list(self.seats):
+            self.router.hurry(seat)
+
+    def _dismiss(self, seat: Seat, deadline: float) -> None:
+        self._drain(seat, deadline)
+        self._put_away(seat, deadline)
+
+    def _drain(self, seat: Seat, deadline: float) -> None:
+        if self.router.drain(seat, max(0.0, deadline - self._kernel.now())):
+            return
+        reason = f"it did not end within graceful_shutdown_timeout_s={self.graceful_shutdown_timeout_s:g}"
+        for request in self.router.abandon(seat, reason):
+            _log.error("%s.%s was given up: %s", self.router.name, request.method, reason)
+
+    def _put_away(self, seat: Seat, deadline: float) -> None:
+        for stuck in seat.replica.stop(max(0.0, deadline - self._kernel.now()) + _STOP_S):
+            _log.error("replica %s would not stop and is abandoned: %s", seat.replica.name, stuck)
