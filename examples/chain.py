@@ -30,8 +30,8 @@ class Calculator:
         self.multiplier = multiplier
 
     async def __call__(self, number: int) -> int:
-        # `.remote` gives a response: the promise of a value. It is passed on as it is; the multiplier's method gets
-        # the number, once there is one, and until then no thread waits for it.
+        # `.remote` gives a response: the promise of a value. It is passed on as it is; the multiplier's
+        # method gets the number, once there is one, and until then no thread waits for it.
         added = self.adder.add.remote(number)
         multiplied = self.multiplier.multiply.remote(added)
         result: int = await multiplied

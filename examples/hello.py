@@ -15,8 +15,8 @@ from starlette.responses import PlainTextResponse, Response
 import threadserve as serve
 
 
-# A deployment is a class or a function plus options. Of this one there will be three replicas, three instances of
-# the class; whichever is free takes the next call.
+# A deployment is a class or a function plus options. Of this one there will be three replicas, three
+# instances of the class; whichever is free takes the next call.
 @serve.deployment(num_replicas=3)
 class SpanishResponder:
     def say_hello(self, name: str) -> str:
@@ -47,6 +47,6 @@ class LanguageClassifier:
         return greeting
 
 
-# `bind` runs nothing yet: it says which deployment gets which arguments. A bound deployment among the arguments
-# becomes a handle.
+# `bind` runs nothing yet: it says which deployment gets which arguments. A bound deployment among the
+# arguments becomes a handle.
 language_classifier = LanguageClassifier.bind(SpanishResponder.bind(), FrenchResponder.bind())

@@ -16,26 +16,27 @@ from threadserve import errors
 
 CLASSES: list[type[BaseException]] = [getattr(errors, name) for name in errors.__all__]
 
-# One telling value for every attribute that an error of ours carries.
-VALUES: dict[str, Any] = {
-    "deployment": "shop/Recommender",
-    "request_id": "4f1c",
-    "queued": 100,
-    "limit": 99,
-    "status_code": 429,
-    "retry_after_s": 1.5,
-    "elapsed_s": 0.25,
-    "inputs_s": 0.125,
-    "queued_s": 0.0625,
-    "running_s": 0.03125,
-    "available": ("recommend", "train"),
-}
-
 
 def attributes(cls: type[BaseException]) -> dict[str, Any]:
-    """A value for each keyword that `cls` takes beside its message."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    return {each.name: VALUES[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
+    """A telling value, unlike the default, for each keyword that `cls` takes beside its message."""
+    return {
+        each.name: telling(each.default)
+        for each in inspect.signature(cls.__init__).parameters.values()
+        if each.kind is each.KEYWORD_ONLY
+    }
+
+
+def telling(default: object) -> object:
+    match default:
+        case str():
+            return "shop/Recommender"
+        case int() | float() | None:
+            return (default or 0) + 1.5
+        case tuple():
+            return ("recommend", "train")
+        case dict():
+            return {"recommend": 1}
+    raise AssertionError(f"a default of a new kind: {default!r}")
 
 
 def drawn_tree() -> dict[str, tuple[str, ...]]:

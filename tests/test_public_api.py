@@ -62,6 +62,7 @@ HOMES = {
     "RequestCancelledError": "threadserve.errors",
     "RequestError": "threadserve.errors",
     "RequestTimeoutError": "threadserve.errors",
+    "ResourceError": "threadserve.errors",
     "ServeError": "threadserve.errors",
 }
 

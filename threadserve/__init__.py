@@ -23,8 +23,8 @@ __all__ = [  # noqa: RUF022 - in the order a newcomer meets them
     "deadline", "remaining", "cancelled", "check_cancelled",
     "get_replica_context", "get_multiplexed_model_id", "ReplicaContext",
     "ServeError", "ConfigError", "GraphError", "ImportStringError", "DeployError", "ReplicaStartError",
-    "RequestError", "BackPressureError", "RequestTimeoutError", "RequestCancelledError", "DeadlockError",
-    "MethodNotFoundError", "ArgumentError", "ReplicaDiedError", "DeploymentUnavailableError",
+    "ResourceError", "RequestError", "BackPressureError", "RequestTimeoutError", "RequestCancelledError",
+    "DeadlockError", "MethodNotFoundError", "ArgumentError", "ReplicaDiedError", "DeploymentUnavailableError",
     "NotInReplicaError", "NotSupportedError", "InternalError", "Cancelled",
 ]
 
@@ -42,7 +42,7 @@ _HOMES = {
         "ArgumentError BackPressureError Cancelled ConfigError DeadlockError DeployError "
         "DeploymentUnavailableError GraphError ImportStringError InternalError MethodNotFoundError "
         "NotInReplicaError NotSupportedError ReplicaDiedError ReplicaStartError RequestCancelledError "
-        "RequestError RequestTimeoutError ServeError",
+        "RequestError RequestTimeoutError ResourceError ServeError",
     "threadserve.handle": "DeploymentHandle",
 }
 # fmt: on
@@ -93,6 +93,7 @@ if TYPE_CHECKING:
         RequestCancelledError,
         RequestError,
         RequestTimeoutError,
+        ResourceError,
         ServeError,
     )
     from threadserve.handle import DeploymentHandle

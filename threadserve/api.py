@@ -6,7 +6,6 @@ import atexit
 import itertools
 import os
 import sys
-from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from threadserve.app.config import UNSET, HTTPOptions, Unset
@@ -60,7 +59,7 @@ class _Runtime:
     def __init__(self) -> None:
         self.kernel = RealKernel()
         self.controller = Controller(self.kernel)
-        self._lock = allocate_lock()  # held while the server is being started or stopped
+        self._lock = RealKernel.lock()  # held while the server is being started or stopped
         self.server: Server | None = None
         inheritance.install()
         _interrupts.install()
@@ -87,7 +86,7 @@ class _Runtime:
 
 
 _interrupts = Interrupts()
-_lock = allocate_lock()
+_lock = RealKernel.lock()
 _runtime: _Runtime | None = None  # guarded by _lock
 _numbers = itertools.count(1)
 _blocked: list[WaiterLike] = []
@@ -202,8 +201,7 @@ def start(http_options: HTTPOptions | dict[str, Any] | None = None, **accepted: 
     for option in accepted:
         if option not in known:
             raise TypeError(f"start() has no option {option!r}; known are http_options, {', '.join(known)}")
-    options = http_options if isinstance(http_options, HTTPOptions) else HTTPOptions(**(http_options or {}))
-    _current().serve_http(options)
+    _current().serve_http(HTTPOptions.of(http_options))
 
 
 def http_url() -> str | None:
@@ -322,7 +320,7 @@ def _tell(verb: str, names: list[str]) -> None:
 def _after_fork() -> None:
     """A forked child has none of the threads: what it inherited refuses, and it may run apps of its own."""
     global _lock, _runtime
-    _lock = allocate_lock()
+    _lock = RealKernel.lock()
     _runtime = None
     _blocked.clear()
     directory.disown_after_fork()

@@ -8,7 +8,7 @@
     |  `- ImportStringError                   "module:attribute" cannot be loaded (says which half)
     |- DeployError                            the app could not become healthy
     |  |- ReplicaStartError                   the user's constructor failed; the original is __cause__
-    |  `- ResourceError                       it asks for more than there is; .deployment .resource .asked .total
+    |  `- ResourceError                       it asks for more than there is; .resource .asked .total
     |- RequestError                           about one request; .deployment and .request_id
     |  |- BackPressureError                   the queue is full; .queued .limit .retry_after_s
     |  |- RequestTimeoutError (TimeoutError)  the deadline passed; .elapsed_s
@@ -86,8 +86,8 @@ class ResourceError(DeployError):
     Attributes:
         deployment: ``app/deployment`` that asked.
         resource: What there is too little of: ``"CPU"``, ``"GPU"``, ``"memory"`` or a name of the user's.
-        asked: Resource -> the amount that was too much, as the message says whose: of one replica, of all of them
-            together, or of several deployments together.
+        asked: Resource -> the amount that was too much. The message says whose: of one replica, of all of
+            them together, or of several deployments together.
         total: Resource -> the amount that there is.
     """
 

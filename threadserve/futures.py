@@ -12,22 +12,22 @@ from __future__ import annotations
 import concurrent.futures
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from threadserve.call.blocking import block, suspend
 from threadserve.call.request import ANSWERED
 from threadserve.call.response import DeploymentResponse, refuse_in_event_loop, request_of
+from threadserve.concurrency.loops import make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel
 from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, deliver
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 
     from threadserve.call.request import Request
     from threadserve.concurrency.kernel import Kernel
-    from threadserve.handle import DeploymentHandle
 
 __all__ = [
     "ALL_COMPLETED",
@@ -51,6 +51,13 @@ S = TypeVar("S")
 
 Source: TypeAlias = "DeploymentResponse[R] | concurrent.futures.Future[R]"
 """Something that will have an outcome."""
+
+
+class Remote(Protocol):
+    """What ``map`` calls: a handle, or a method of one."""
+
+    def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponse[Any]:
+        """Call, and return the response at once."""
 
 
 class DoneAndNotDone(NamedTuple, Generic[S]):
@@ -207,7 +214,7 @@ class map(Generic[R]):  # noqa: A001, N801 - the name of the builtin on purpose,
     """
 
     def __init__(
-        self, handle: DeploymentHandle[Any], *iterables: Iterable[Any], buffersize: int | None = None
+        self, handle: Remote, *iterables: Iterable[Any], buffersize: int | None = None
     ) -> None:
         if not iterables:
             raise TypeError("map needs at least one iterable")
@@ -255,16 +262,14 @@ class _Arrivals(Generic[S]):
 
     def __enter__(self) -> None:
         for source in self.sources:
-            arrival = _Arrival(lambda source=source: self._put(source))
+            arrival = _Arrival(partial(self._put, source))
             if isinstance(source, DeploymentResponse):
                 if request_of(source).subscribe(arrival):
                     self._watched.append((source, arrival))
                 else:
                     deliver((arrival,))
             else:
-                cast("concurrent.futures.Future[Any]", source).add_done_callback(
-                    lambda _, arrival=arrival: deliver((arrival,))
-                )
+                cast("concurrent.futures.Future[Any]", source).add_done_callback(arrival.happen)
 
     def __exit__(self, *exc_info: object) -> None:
         for source, arrival in self._watched:
@@ -292,11 +297,8 @@ class _Arrivals(Generic[S]):
 
     async def next_async(self, deadline: float) -> S | None:
         """Suspend until another source is done and return it; None when the deadline has passed."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
         while True:
-            future: asyncio.Future[None] = loop.create_future()
+            loop, future = make_future()
             waiter = LoopWaiter(loop, future)
             source = self._take(waiter)
             if source is not None:
@@ -351,6 +353,10 @@ class _Arrival:
 
     def tell(self) -> Iterable[Subscriber]:
         return self._put()
+
+    def happen(self, future: concurrent.futures.Future[Any]) -> None:
+        """Be the callback of a plain future."""
+        deliver((self,))
 
 
 def _check_sources(sources: Iterable[object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 from uuid import uuid4
 
 from threadserve.call import directory
@@ -234,8 +234,9 @@ def send(
 ) -> DeploymentResponseGenerator[Any]:
     """Call a deployment from outside, through `adapter`, under a request id that came with the call."""
     timeout = math.inf if timeout_s is None else timeout_s
-    bound = handle.options(stream=True, multiplexed_model_id=multiplexed_model_id, timeout_s=timeout)
-    return bound._call(args, {}, request_id=request_id, adapter=adapter)  # type: ignore[return-value]
+    options = {"stream": True, "multiplexed_model_id": multiplexed_model_id, "timeout_s": timeout}
+    bound = cast("DeploymentHandle[Any]", handle.options(**options))
+    return cast("DeploymentResponseGenerator[Any]", bound._call(args, {}, request_id=request_id, adapter=adapter))
 
 
 def _rebuild(

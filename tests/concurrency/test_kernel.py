@@ -17,7 +17,7 @@ from threadserve.testing.scheduler import explore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from threadserve.concurrency.kernel import Kernel
+    from threadserve.concurrency.kernel import Kernel, Timer
 
     Run = Callable[[Callable[[Kernel], Any]], None]
 
@@ -245,8 +245,14 @@ class TestTimer:
             ready, done = kernel.waiter(), kernel.waiter()
             kernel.call_at(kernel.now() - 1, lambda: ready.wait(LATE))  # so that both are due at once
             due = kernel.now() - 1
-            kernel.call_at(due, lambda: second.cancel())
-            second = kernel.call_at(due, lambda: rung.append("second"))
+            timers: list[Timer] = []
+
+            def cancel_all() -> None:
+                for timer in timers:
+                    timer.cancel()
+
+            kernel.call_at(due, cancel_all)
+            timers.append(kernel.call_at(due, lambda: rung.append("second")))
             kernel.call_at(due, done.set)
             ready.set()
 

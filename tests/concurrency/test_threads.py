@@ -109,7 +109,9 @@ class TestInheritance:
     def test_does_not_touch_threads_of_our_own(self, inheritance: Inheritance) -> None:
         seen: list[Any] = []
 
-        with_value("a caller's", lambda: start_thread("worker", lambda: seen.append(inheritance.get())).join())
+        with_value(
+            "a caller's", lambda: start_thread("worker", lambda: seen.append(inheritance.get())).join()
+        )
 
         assert seen == [None]
 

@@ -5,12 +5,12 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-import pytest
-
 from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, Waiter, deliver, wait_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import pytest
 
 
 class Link:

@@ -608,6 +608,14 @@ class TestEnd:
         assert blocked is not None
         blocked.join()
 
+    @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the platform cannot pin a thread")
+    def test_gives_back_the_processors(self) -> None:
+        before = os.sched_getaffinity(0)
+        during = SimulatedKernel().run(lambda: os.sched_getaffinity(0))
+
+        assert len(during) == 1
+        assert os.sched_getaffinity(0) == before
+
     def test_is_the_end_of_the_kernel(self) -> None:
         kernel = run(lambda kernel: None)
 

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from threadserve.call.request import ANSWERED, Request, Wait, check_cancelled, current_request
-from threadserve.concurrency.loops import current_task
+from threadserve.concurrency.loops import current_task, make_future
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 
@@ -111,10 +111,7 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
 
 async def wait_for_async(request: Request) -> None:
     """Suspend until `request` has its answer, on whatever event loop runs. Giving up cancels nothing."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
+    loop, future = make_future()
     subscriber = LoopWaiter(loop, future)
     if request.subscribe(subscriber):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import CURRENT
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "disown_after_fork", "find", "register"]
+__all__ = ["Absent", "disown_after_fork", "find", "refuse_after_fork", "register"]
 
-_lock = allocate_lock()
+_lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[str, str], Router] = weakref.WeakValueDictionary()  # guarded by _lock
 
 
@@ -87,8 +86,18 @@ def disown_after_fork() -> None:
     """Make every router that this forked process inherited refuse, and forget them."""
     global _lock, _routers
     inherited = list(_routers.values())
-    _lock, _routers = allocate_lock(), weakref.WeakValueDictionary()
+    _lock, _routers = RealKernel.lock(), weakref.WeakValueDictionary()
     for router in inherited:
-        router.assign = Absent(router.app, router.deployment, FORKED).assign  # type: ignore[method-assign]
-        router.lock = _LostLock()
+        absent = Absent(router.app, router.deployment, FORKED)
+        router.assign = absent.assign  # type: ignore[method-assign]
+        router.kernel, router.lock = absent.kernel, _LostLock()  # the old kernel's threads are gone as well
     CURRENT.set(None)
+
+
+def refuse_after_fork(router: Router) -> None:
+    """Raise DeploymentUnavailableError if this process inherited `router` in a fork.
+
+    For what would wait, or take another lock, before it came to the router's own.
+    """
+    if type(router.lock) is _LostLock:
+        router.lock.acquire()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
 
-__all__ = ["DeploymentResponse", "refuse_in_event_loop", "request_of"]
+__all__ = ["DeploymentResponse", "check_seconds", "is_in_event_loop", "refuse_in_event_loop", "request_of"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -130,8 +130,8 @@ class DeploymentResponse(Generic[R_co]):
     def _wait(self, timeout_s: float | None) -> None:
         request = self._request
         refuse_in_event_loop(f"{request.router.name}.{request.method}", "await the response: `await response`")
-        if timeout_s is not None and math.isnan(timeout_s):
-            raise ValueError(f"timeout_s must be a number of seconds or None, not {timeout_s!r}")
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
         if not wait_for(request, timeout_s):
             raise TimeoutError(
                 f"no answer from {request.router.name}.{request.method} within timeout_s={timeout_s} "
@@ -151,16 +151,36 @@ def describe(request: Request) -> str:
 
 def refuse_wait_arguments(verb: str, refused: tuple[Any, ...], unknown: dict[str, Any]) -> NoReturn:
     """Answer the usual slips: ``result(5)`` and ``result(timeout=5)``."""
-    given = ", ".join([*map(repr, refused), *(f"{name}={value!r}" for name, value in unknown.items())])
+    from reprlib import repr as shown
+
+    given = ", ".join([*map(shown, refused), *(f"{name}={shown(value)}" for name, value in unknown.items())])
     raise TypeError(f"{verb}({given}): the only argument is timeout_s, by name: {verb}(timeout_s=5.0)")
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Raise unless `seconds` is a number of seconds to wait; zero and less mean not to wait at all.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not a number, as IEEE calls it.
+    """
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    if math.isnan(seconds):
+        raise ValueError(f"{name} must be a number of seconds or None, not {seconds!r}")
 
 
 def refuse_in_event_loop(what: str, instead: str) -> None:
     """Raise RuntimeError if an event loop runs in this thread: blocking would stop it, and with it perhaps the answer."""
-    # No loop can run where asyncio has not been imported, or is only just being imported by another thread.
-    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
-    if running_loop is not None and running_loop() is not None:
+    if is_in_event_loop():
         raise RuntimeError(f"cannot block on {what} inside a running event loop; {instead}")
+
+
+def is_in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    # None can run where asyncio has not been imported, or is only just being imported by another thread.
+    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    return running_loop is not None and running_loop() is not None
 
 
 def request_of(response: DeploymentResponse[Any]) -> Request:

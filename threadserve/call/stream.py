@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from threadserve.call.blocking import block, suspend
+from threadserve.call.directory import refuse_after_fork
 from threadserve.call.request import ANSWERED, Request, current_request
-from threadserve.call.response import refuse_in_event_loop
+from threadserve.call.response import is_in_event_loop, refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
+from threadserve.concurrency.loops import make_future
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 from threadserve.errors import ArgumentError
@@ -56,11 +58,12 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     def __next__(self) -> R_co:
         """Return the next item, blocking until there is one. Any thread; a checkpoint, as ``response.result`` is."""
+        if is_in_event_loop():  # before an item is taken, which would be lost
+            refuse_in_event_loop(self._name, "read it with `async for`")
+        refuse_after_fork(self._request.router)
         item = self._channel.take()
         if item is EMPTY:
             item = self._wait_for_item()
-        else:
-            refuse_in_event_loop(self._name, "read it with `async for`")
         if item is END:
             self._end()
             raise StopIteration
@@ -71,6 +74,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     async def __anext__(self) -> R_co:
         """Return the next item, suspending until there is one, on any event loop. Giving up loses nothing."""
+        refuse_after_fork(self._request.router)
         item = self._channel.take()
         if item is EMPTY:
             item = await self._wait_for_item_async()
@@ -117,8 +121,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
         )
 
     def __await__(self) -> Generator[Any, None, NoReturn]:
-        self.result()
-        yield
+        yield self.result()
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentError(
@@ -134,7 +137,6 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     def _wait_for_item(self) -> Any:
         request, channel = self._request, self._channel
-        refuse_in_event_loop(self._name, "read it with `async for`")
         while True:
             waiter = request.router.kernel.waiter()
             subscriber = ThreadWaiter(waiter)
@@ -150,11 +152,8 @@ class DeploymentResponseGenerator(Generic[R_co]):
                 channel.forget(subscriber)
 
     async def _wait_for_item_async(self) -> Any:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
         while True:
-            future: asyncio.Future[None] = loop.create_future()
+            loop, future = make_future()
             subscriber = LoopWaiter(loop, future)
             item = self._channel.take(subscriber)
             if item is not EMPTY:

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from threadserve import api
-from threadserve.app.config import HTTPOptions
-from threadserve.app.importer import load_application
-from threadserve.concurrency.termination import Termination
-from threadserve.errors import ReplicaStartError, ServeError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from threadserve.app.application import Application
+    from threadserve.app.config import HTTPOptions
 
 __all__ = ["command"]
 
@@ -39,14 +33,7 @@ __all__ = ["command"]
 )
 @click.option("--name", default="default", show_default=True, help="The name of the app.")
 @click.option("--route-prefix", default="/", show_default=True, help="The path under which it is served.")
-@click.option(
-    "-d",
-    "--app-dir",
-    type=click.Path(exists=True, file_okay=False),
-    default=".",
-    show_default=True,
-    help="The folder that MODULE is looked for in first.",
-)
+@click.option("-d", "--app-dir", default=".", show_default=True, help="Where to look for MODULE first.")
 def command(
     import_path: str,
     arguments: tuple[str, ...],
@@ -59,10 +46,13 @@ def command(
 ) -> None:
     """Serve an application over HTTP until Ctrl-C.
 
-    APP in MODULE is an application, made by .bind(), or a function that builds one from a dict of the KEYs and VALUEs.
+    APP in MODULE is an application, made by .bind(), or a function that builds one from a dict of the KEYs
+    and VALUEs.
     """
+    from threadserve.app.config import HTTPOptions
+    from threadserve.app.importer import load_application
+
     given = dict(map(_split, arguments))
-    _log_to_stderr()
     try:
         app = load_application(import_path, given, app_dir)
         _serve(app, HTTPOptions(host=host, port=port), name, route_prefix)
@@ -73,9 +63,13 @@ def command(
 
 
 def _serve(app: Application[Any], options: HTTPOptions, name: str, route_prefix: str) -> None:
+    from threadserve import api
+    from threadserve.concurrency.termination import Termination
+
     try:
         api.start(options)
         api.run(app, name=name, route_prefix=route_prefix)
+        _log_to_stderr()  # not before: what goes wrong until here is told by what is raised
         with Termination() as termination:
             click.echo(f"Serving app {name!r} at {api.http_url()}{route_prefix} (Ctrl-C stops)", err=True)
             termination.wait()
@@ -91,10 +85,10 @@ def _split(argument: str) -> tuple[str, str]:
 
 
 def _log_to_stderr() -> None:
-    """Show our warnings and errors, a request's that failed for one, unless the user's code sets up logging."""
+    """Show our warnings and errors, a handler's exception for one, unless the user has set up logging."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.addFilter(lambda record: not logging.getLogger().handlers)
+    handler.addFilter(lambda _: not logging.getLogger().handlers)
     logging.getLogger("threadserve").addHandler(handler)
 
 
@@ -102,13 +96,17 @@ def _log_to_stderr() -> None:
 
 
 def _explain(error: Exception) -> bool:
-    """Say what is wrong in one line, after the user's part of the traceback; False if that would explain nothing."""
+    """Say what is wrong in one line, below the user's part of the traceback; False if that explains nothing."""
+    from threadserve.errors import ReplicaStartError, ServeError
+
     origin = error.__cause__ if isinstance(error, ReplicaStartError) and error.__cause__ else error
     theirs = _users_part(origin.__traceback__)
-    if theirs is None and not isinstance(error, (ServeError, TypeError, ValueError, ImportError, SyntaxError)):
-        return False
     if theirs is not None:
-        traceback.print_exception(origin.with_traceback(theirs))
+        from traceback import print_exception
+
+        print_exception(origin.with_traceback(theirs))
+    elif not isinstance(error, (ServeError, TypeError, ValueError, ImportError, SyntaxError)):
+        return False
     message = str(error) if isinstance(error, (ServeError, TypeError)) else f"{type(error).__name__}: {error}"
     click.echo(f"Error: {message}", err=True)
     return True
@@ -118,7 +116,7 @@ def _users_part(trace: TracebackType | None) -> TracebackType | None:
     """Return `trace` from the first frame on that is neither ours nor the import system's."""
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if module.partition(".")[0] not in {"threadserve", "importlib", "runpy"}:
+        if module.partition(".")[0] not in {"threadserve", "importlib", "pkgutil"}:
             return trace
         trace = trace.tb_next
     return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Kernel, Thread
 
-__all__ = ["LoopThread", "current_task", "is_cancellation", "may_time_out", "run_coroutine", "stack_of_task"]
+__all__ = ["LoopThread", "current_task", "is_cancellation", "make_future", "may_time_out", "run_coroutine", "stack_of_task"]
 
 
 class LoopThread:
@@ -168,3 +168,11 @@ def stack_of_task(task: Any) -> str:
             innermost = user_line(frame) or innermost
         awaited = next((getattr(awaited, name) for name in ("cr_await", "gi_yieldfrom", "ag_await") if hasattr(awaited, name)), None)
     return innermost
+
+
+def make_future() -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]:
+    """Return the event loop that runs on this thread, and a new future of it. RuntimeError where none runs."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    return loop, loop.create_future()

@@ -78,7 +78,7 @@ class Server:
             raise ServeError(f"cannot serve HTTP at {self.url}") from self._outcome.fetch()
 
     def stop(self, timeout_s: float = _GRACE_S) -> None:
-        """Accept no more, let what runs finish, and end. What still runs after `timeout_s` seconds is cancelled.
+        """Accept no more, let what runs finish, and end; what runs after `timeout_s` seconds is cancelled.
 
         Blocks until all is done; from inside a request, which could not finish, it does not wait. May be
         repeated, which does not wait either. Safe from any thread.
@@ -152,7 +152,7 @@ def _listen(host: str, port: int) -> socket.socket:
             host or None, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
         family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        # Naming the protocol matters: of sockets that do not, asyncio turns off no Nagle, at 40 ms a response.
+        # Naming the protocol matters: only where it is named, asyncio spares us Nagle's 40 ms per response.
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise _refusal(host, port, error) from error

@@ -14,7 +14,7 @@ from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.errors import ArgumentError, ConfigError, MethodNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from threadserve.call.request import Request
 
@@ -28,7 +28,7 @@ class Target:
     asks ``begins_async`` while it holds its lock.
     """
 
-    def __init__(self, func_or_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, func_or_class: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._func_or_class = func_or_class
         self._args = args
         self._kwargs = kwargs

@@ -161,10 +161,7 @@ class Controller:
 
     def _pool(self, plan: Plan, name: str, code_version: str) -> Pool:
         planned = plan.deployment(name)
-        arguments = (
-            fill(planned.init_args, lambda child: self.handle(plan.app, child)),
-            fill(planned.init_kwargs, lambda child: self.handle(plan.app, child)),
-        )
+        arguments = fill((planned.init_args, planned.init_kwargs), lambda child: self.handle(plan.app, child))
         return Pool(self._kernel, self._router(plan.app, name), planned, arguments, code_version)
 
     def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:

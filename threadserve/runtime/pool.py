@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from threadserve.router.router import Limits
 from threadserve.runtime.health import HealthProbe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from threadserve.app.graph import PlannedDeployment
     from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
     from threadserve.router.router import Router
@@ -41,7 +44,7 @@ class Pool:
         kernel: Kernel,
         router: Router,
         planned: PlannedDeployment,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
         version: str,
     ) -> None:
         self._kernel = kernel
@@ -167,7 +170,7 @@ class Pool:
         delay = _FIRST_RETRY_S
         while True:
             try:
-                replica.start(self._config.user_config)
+                replica.start(copy.deepcopy(self._config.user_config))
                 replica.check_health()
                 return None
             except BaseException as error:

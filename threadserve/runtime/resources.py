@@ -1,10 +1,10 @@
-"""What replicas reserve: cores, GPUs, memory, and what else the user counts. Pure bookkeeping; nobody waits in here.
+"""What replicas reserve: cores, GPUs, memory, and what else the user counts. Nobody waits in here.
 
-Amounts are whole numbers of 1/10000, Ray's grain, so ten times 0.1 is 1. What is finer is rounded down: n replicas
-that ask for 1/n each always fit on 1.
+Amounts are whole numbers of 1/10000, Ray's grain, so ten times 0.1 is 1. What is finer is rounded down: n
+replicas that ask for 1/n each always fit on 1.
 
-``check`` and ``reserve`` ask one question, ``place``, of an empty machine and of the present one. So what passed the
-check does fit once the others have given back what they hold.
+``check`` and ``reserve`` ask one question, ``place``, of an empty machine and of the present one. So what
+passed the check does fit once the others have given back what they hold.
 
 Rejected: counting GPUs as an amount alone. Three replicas of 0.6 are 1.8, and yet do not fit on two GPUs.
 """
@@ -54,8 +54,8 @@ class Demand:
         """Read the demand from a deployment's ``ray_actor_options``.
 
         Raises:
-            ConfigError: An amount is no finite number of at least 0, or is finer than 1/10000; more than one GPU
-                is not a whole number; or ``resources`` has a name that it must not have.
+            ConfigError: An amount is no finite number of at least 0, or is finer than 1/10000; more than
+                one GPU is no whole number; or ``resources`` has a name that it must not have.
         """
         given = {option: options[option] for option in RESOURCE_OF if options.get(option) is not None}
         with inside(f"deployment {deployment!r}"):
@@ -179,14 +179,15 @@ class LedgerStatistics:
 class Ledger:
     """Who has reserved how much of the machine. Every member is safe from any thread.
 
-    Nothing here waits for anybody: who gets None leaves a subscriber, is told of the next release, and asks again.
-    All who wait are told, since what came back may suit any of them; so there is no order among them.
+    Nothing here waits for anybody: who gets None leaves a subscriber, is told of the next release, and asks
+    again. All who wait are told, since what came back may suit any of them; so there is no order among them.
 
-    The first call looks the machine up, and so does the first one that asks for GPUs: that may run nvidia-smi.
+    The machine is looked up by the first call. Its GPUs are by the first that asks for one: where the environment
+    does not name them that runs nvidia-smi, which takes a moment. No other call blocks.
     """
 
     def __init__(self, kernel: Kernel, resources: Mapping[str, object] | None = None) -> None:
-        """Keep account of this machine, and of `resources`: further ones, or other totals of CPU, GPU and memory.
+        """Keep account of the machine and of `resources`: others, or other totals of CPU, GPU and memory.
 
         Raises:
             ConfigError: `resources` has a refused name or amount.
@@ -200,7 +201,7 @@ class Ledger:
     def __repr__(self) -> str:
         totals, held, waiting = self._totals, list(self._held), len(self._subscribers)
         taken = _sum(reservation.demand for reservation in held)
-        parts = [f"{_number(units)} of {_worded({name: totals.of(name)})}" for name, units in taken.items() if totals]
+        parts = [f"{_number(taken[name])} of {_worded({name: totals.of(name)})}" for name in taken if totals]
         return f"<Ledger {', '.join(parts) or 'nothing'} reserved by {len(held)} replicas, {waiting} waiting>"
 
     def check(self, deployment: str, demand: Demand, replicas: int) -> None:
@@ -239,11 +240,11 @@ class Ledger:
     ) -> list[Reservation] | None:
         """Reserve for every replica of every ask, in their order, or for none and return None.
 
-        Deployments that need each other ask together: two apps that each held a part and waited for the rest would
-        wait for ever.
+        Deployments that need each other ask together: two apps that each held a part and waited for the rest
+        would wait for ever.
 
-        On None `subscriber` is told, once, of the next release. None is decided and the subscriber noted in one
-        critical section, so no release falls in between.
+        On None `subscriber` is told, once, of the next release. None is decided and the subscriber noted in
+        one critical section, so no release falls in between.
 
         Raises:
             ResourceError: It never fits, and waiting for it would not end.
@@ -256,9 +257,10 @@ class Ledger:
                 if subscriber is not None:
                     self._subscribers[subscriber] = None
                 return None
-            places = iter(placed)
+            each = [ask for ask in asks for _ in range(ask.replicas)]
             made = [
-                Reservation(self, ask.deployment, ask.demand, next(places)) for ask in asks for _ in range(ask.replicas)
+                Reservation(self, ask.deployment, ask.demand, gpu_ids)
+                for ask, gpu_ids in zip(each, placed, strict=True)
             ]
             self._held.update(dict.fromkeys(made))
         return made
@@ -301,8 +303,8 @@ class Ledger:
     def _look_up(self, asks: Sequence[Ask]) -> Totals:
         """Return what there is; GPUs are looked for when one is asked for.
 
-        Looks without the lock, since that reads files and may run a program. So two may look at once; then what the
-        first of them found stands.
+        Looks without the lock, since that reads files and may run a program. So two may look at once; then
+        what the first of them found stands.
         """
         totals = self._totals or Totals.of_machine(self._given)
         if totals.gpu_ids is None and any(ask.demand.gpu_units for ask in asks):
@@ -319,7 +321,7 @@ class Ledger:
 
 
 def place(asks: Sequence[Ask], totals: Totals, held: Iterable[Reservation]) -> list[tuple[str, ...]] | None:
-    """Return the GPUs for each replica of each ask, in order, beside what is held; None where it does not fit."""
+    """Return the GPUs for each replica of each ask, in order; None where they do not fit beside what is held."""
     held = list(held)
     taken = _sum(reservation.demand for reservation in held)
     for ask in asks:
@@ -336,8 +338,8 @@ def place(asks: Sequence[Ask], totals: Totals, held: Iterable[Reservation]) -> l
 def pack(demands: Sequence[int], loads: dict[str, int]) -> list[tuple[str, ...]] | None:
     """Return the GPUs for each demand (in units) and add it to their `loads`; None where one does not fit.
 
-    Whole GPUs belong to one replica. A fraction goes to the first GPU that has room, shared ones before free ones, so
-    that these stay whole. The largest demands go first, which leaves fewer gaps.
+    Whole GPUs belong to one replica. A fraction goes to the first GPU that has room, shared ones before free
+    ones, so that these stay whole. The largest demands go first, which leaves fewer gaps.
     """
     placed: dict[int, tuple[str, ...]] = {}
     for index in sorted(range(len(demands)), key=lambda index: -demands[index]):
@@ -358,22 +360,24 @@ def _refusal(asks: Sequence[Ask], totals: Totals) -> ResourceError:
     """Explain why `asks` do not fit on an empty machine: the first that is too much, and what it lacks."""
     end = next(end for end in range(1, len(asks) + 1) if place(asks[:end], totals, ()) is None)
     culprit = asks[end - 1]
-    if place([culprit._replace(replicas=1)], totals, ()) is None:
-        guilty, who = [culprit._replace(replicas=1)], "one replica asks for"
+    one = culprit._replace(replicas=1)
+    if place([one], totals, ()) is None:
+        guilty, who = [one], "one replica asks for"
     elif place([culprit], totals, ()) is None:
         guilty, who = [culprit], f"{culprit.replicas} replicas together ask for"
     else:
-        guilty, who = list(asks[:end]), f"with {', '.join(ask.deployment for ask in asks[: end - 1])} it asks for"
+        others = ", ".join(ask.deployment for ask in asks[: end - 1])
+        guilty, who = list(asks[:end]), f"together with {others} it asks for"
     asked = Counter[str]()
     for ask in guilty:
         asked.update(ask.units)
     resource = next((name for name, units in asked.items() if units > totals.of(name)), "GPU")
     is_gap = asked[resource] <= totals.of(resource)
+    limit = "; a fraction must fit on one GPU, and a whole one is not shared" if is_gap else ""
     return ResourceError(
-        f"{culprit.deployment} can never start: {who} {_worded({resource: asked[resource]})}, "
-        f"and there are {_number(totals.of(resource))}"
-        f"{', but each fraction must fit on one GPU and a whole one is not shared' if is_gap else ''}; "
-        f"ask for less, or say what there is: serve.start(resources={{{resource!r}: ...}})",
+        f"{culprit.deployment} can never start: {who} {_worded({resource: asked[resource]})}, and there are "
+        f"{_number(totals.of(resource))}{limit}; ask for less, or say what there is: "
+        f"serve.start(resources={{{resource!r}: ...}})",
         deployment=culprit.deployment,
         resource=resource,
         asked=_counted(asked),
@@ -394,7 +398,7 @@ def _in_units(name: str, value: object) -> int:
 
 
 def _named(place: str, given: object, reserved: Iterable[str]) -> dict[str, int]:
-    """Read resource -> amount as units; the names of options, and those `reserved`, stand for something else."""
+    """Read resource -> amount as units; refuse the names of options, and those `reserved` for one."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -508,7 +512,7 @@ def _first_gpus(visible: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
 
 
 def installed_gpus() -> tuple[str, ...]:
-    """Ask nvidia-smi for the GPUs; none where it is not installed or does not answer. Blocks, for 5 s at most."""
+    """Ask nvidia-smi for the GPUs; none where it is not installed or does not answer. Blocks, 5 s at most."""
     import subprocess
 
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]

@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-class ApplicationStatus(str, enum.Enum):
+class ApplicationStatus(enum.StrEnum):
     """The state of an app."""
 
     NOT_STARTED = "NOT_STARTED"
@@ -26,7 +26,7 @@ class ApplicationStatus(str, enum.Enum):
     DELETING = "DELETING"
 
 
-class DeploymentStatus(str, enum.Enum):
+class DeploymentStatus(enum.StrEnum):
     """The state of a deployment."""
 
     UPDATING = "UPDATING"
@@ -35,7 +35,7 @@ class DeploymentStatus(str, enum.Enum):
     DEPLOY_FAILED = "DEPLOY_FAILED"
 
 
-class DeploymentStatusTrigger(str, enum.Enum):
+class DeploymentStatusTrigger(enum.StrEnum):
     """What brought a deployment into its state."""
 
     CONFIG_UPDATE_STARTED = "CONFIG_UPDATE_STARTED"

@@ -1,0 +1,196 @@
+"""What the tests of the core share: a deployment without an app around it, a replica that does nothing, the books."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from threadserve.app.config import DeploymentConfig
+from threadserve.app.graph import PlannedDeployment
+from threadserve.call.request import ANSWERED, CURRENT, QUEUED, Request
+from threadserve.call.response import request_of
+from threadserve.handle import DeploymentHandle
+from threadserve.router.router import Limits, Router
+from threadserve.runtime.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from threadserve.call.response import DeploymentResponse
+    from threadserve.call.stream import DeploymentResponseGenerator
+    from threadserve.concurrency.kernel import Kernel
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.router.seats import Seat
+    from threadserve.testing.scheduler import SimulatedKernel
+
+R = TypeVar("R")
+
+
+# ---- a deployment, its pool and its router; no app, no controller
+
+
+@dataclass
+class Deployed:
+    """One deployment that runs."""
+
+    kernel: Kernel
+    router: Router
+    pool: Pool
+    handle: DeploymentHandle[Any]
+
+    def replace_with(self, target: Any, *args: Any, **options: Any) -> None:
+        """Put a new version in the place of this one, and take the old one down."""
+        old, self.pool = self.pool, start(self.kernel, self.router, target, args, options)
+        self.pool.seat(old)
+        old.close("it was replaced")
+        old.stop(self.kernel.now() + 60)
+
+    def take_down(self, timeout: float = 60.0) -> None:
+        self.pool.close("the test is over")
+        self.pool.stop(self.kernel.now() + timeout)
+
+    @property
+    def seats(self) -> list[Seat]:
+        return self.pool.seats
+
+
+def start(kernel: Kernel, router: Router, target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Pool:
+    """Start the replicas of a deployment, open its router, and wait until they are up."""
+    config = DeploymentConfig().changed({"max_ongoing_requests": 5, **options})
+    planned = PlannedDeployment(name=router.deployment, target=target, config=config)
+    pool = Pool(kernel, router, planned, (args, {}), "v1")
+    pool.open()
+    pool.begin()
+    pool.wait_started()
+    return pool
+
+
+def deploy(kernel: Kernel, target: Any, *args: Any, name: str = "D", **options: Any) -> Deployed:
+    kernel.errands.start()
+    router = Router(kernel, "app", name)
+    pool = start(kernel, router, target, args, options)
+    pool.seat()
+    return Deployed(kernel, router, pool, DeploymentHandle(router))
+
+
+@contextmanager
+def deployed(kernel: Kernel, target: Any, *args: Any, **options: Any) -> Iterator[Deployed]:
+    """Run `target` for the length of a ``with`` block; afterwards its books must be empty."""
+    deployment = deploy(kernel, target, *args, **options)
+    try:
+        yield deployment
+    finally:
+        deployment.take_down()
+    check_invariants(deployment.router)
+    assert_nothing_left(deployment.router)
+
+
+# ---- a router whose replica starts nothing: the test itself is whoever runs the bodies
+
+
+@dataclass
+class StillReplica:
+    """Takes what it is given and does nothing with it, until ``end`` is called."""
+
+    begun: list[Request] = field(default_factory=list)
+    on_done: Callable[[Request, Outcome], None] = field(init=False)
+
+    def begins_async(self, method: str) -> bool:
+        return True
+
+    def post(self, request: Request) -> None:
+        request.args = request.kwargs = request.context = None  # as a body that begins
+        self.begun.append(request)
+
+    def end(self, request: Request, outcome: Outcome) -> None:
+        """Let the body of `request` return."""
+        self.begun.remove(request)
+        self.on_done(request, outcome)
+
+
+def still_router(kernel: Kernel, *, limit: int = 1, **limits: Any) -> tuple[Router, StillReplica, Seat]:
+    """Return an open router, a replica, and the replica's seat, which is still closed."""
+    router = Router(kernel, "app", "D")
+    router.open(Limits(**limits))
+    replica = StillReplica()
+    return router, replica, router.seat(replica, limit)  # type: ignore[arg-type]
+
+
+def call_under(parent: Request, call: Callable[[], R]) -> R:
+    """Make a call as the body of `parent` would."""
+
+    def under() -> R:
+        CURRENT.set(parent)
+        return call()
+
+    return copy_context().run(under)
+
+
+def request_behind(answer: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Request:
+    return answer._request
+
+
+# ---- the books
+
+
+def check_invariants(router: Router) -> None:
+    """Assert what must hold whenever the router's lock is free."""
+    with router.lock:
+        live = [request for request in router._queue if request.state is QUEUED]
+        assert router._queued == len(live)
+        assert len(set(live)) == len(live)
+        assert all(request.state is not QUEUED for request in router._waiting)
+        seats = list(router._seats)
+        assert len(seats) == len(router._seats)
+        assert router._seats.free == sum(max(0, seat.limit - seat.ongoing) for seat in seats)
+        for seat in seats:
+            assert seat.is_open
+            assert 0 <= seat.ongoing == len(seat.running) <= seat.limit
+            assert len(seat.idle) <= seat.workers <= seat.limit
+        if live and router._seats.free and not router._is_waking:
+            between = [seat for seat in seats if seat.has_room and len(seat.idle) < seat.workers]
+            assert between, "queued, a free slot, and nobody on the way"
+
+
+def assert_nothing_left(router: Router) -> None:
+    """Assert that nobody waits, nothing is queued, no slot is taken and no worker is on its way."""
+    now = router.statistics()
+    assert (now.waiting, now.queued, now.ongoing) == (0, 0, 0)
+    assert not any(request.state is not ANSWERED for request in router._queue)
+    assert not router._is_waking
+
+
+def let_it_rest(kernel: SimulatedKernel) -> None:
+    """Let everybody go on until all wait: the clock of a simulation only moves then."""
+    kernel.waiter().wait(1e-3)
+
+
+class Answers:
+    """Counts how often a response is answered: once, if all is well."""
+
+    def __init__(self) -> None:
+        self._told: dict[Request, int] = {}
+
+    def watch(self, response: DeploymentResponse[R]) -> DeploymentResponse[R]:
+        request = request_of(response)
+        self._told[request] = 0
+        if not request.subscribe(_Count(self._told, request)):
+            self._told[request] += 1
+        return response
+
+    def assert_each_once(self) -> None:
+        assert all(request.state is ANSWERED for request in self._told)
+        assert set(self._told.values()) <= {1}
+
+
+class _Count:
+    def __init__(self, told: dict[Request, int], request: Request) -> None:
+        self._told = told
+        self._request = request
+
+    def tell(self) -> tuple[()]:
+        self._told[self._request] += 1
+        return ()
+
