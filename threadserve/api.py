@@ -19,7 +19,7 @@ from threadserve.runtime.controller import Controller
 from threadserve.runtime.status import ServeStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from threadserve.app.deployment import Application
@@ -56,11 +56,12 @@ class RunTarget(NamedTuple):
 class _Runtime:
     """The controller and, once it is wanted, the HTTP server."""
 
-    def __init__(self) -> None:
-        self.kernel = RealKernel()
-        self.controller = Controller(self.kernel)
-        self._lock = RealKernel.lock()  # held while the server is being started or stopped
+    def __init__(self, resources: Mapping[str, object] | None) -> None:
+        self.kernel = _kernel
+        self.controller = Controller(self.kernel, resources)
+        self._lock = RealKernel.lock()  # held while the server is being started
         self.server: Server | None = None
+        self._enders: list[WaiterLike] | None = []  # guarded by _lock; who shuts down, None when that is done
         inheritance.install()
         _interrupts.install()
 
@@ -75,29 +76,50 @@ class _Runtime:
                 self.server = server
 
     def shutdown(self) -> None:
-        """Stop the server, then the apps."""
+        """Stop the server, then the apps. Who comes second waits for the first, unless in a replica, which is waited for."""
+        waiter = self.kernel.waiter()
         with self._lock:
+            is_first = self._enders == []
+            if self._enders is None:
+                waiter.set()
+            else:
+                self._enders.append(waiter)
             server, self.server = self.server, None
-        if server is not None:
-            server.stop()
-        self.controller.shutdown()
-        inheritance.uninstall()
-        _interrupts.uninstall()
+        if is_first:
+            self._end(server)
+        elif inheritance.get() is None:
+            waiter.wait()
+            self.controller.shutdown()  # the first may have been in a replica, and has not waited for that
+
+    def _end(self, server: Server | None) -> None:
+        try:
+            if server is not None:
+                server.stop()
+            self.controller.shutdown()
+        finally:
+            inheritance.uninstall()
+            _interrupts.uninstall()
+            with self._lock:
+                enders, self._enders = self._enders or [], None
+            for ender in enders:
+                ender.set()
 
 
+_kernel = RealKernel()  # for one runtime after the other: its threads stay
 _interrupts = Interrupts()
 _lock = RealKernel.lock()
 _runtime: _Runtime | None = None  # guarded by _lock
+_former: _Runtime | None = None  # guarded by _lock; the last one that was shut down, or is being
 _numbers = itertools.count(1)
 _blocked: list[WaiterLike] = []
 
 
-def _current() -> _Runtime:
-    """Return the runtime, starting it if there is none."""
+def _current(resources: Mapping[str, object] | None = None) -> _Runtime:
+    """Return the runtime, starting it, with `resources`, if there is none."""
     global _runtime
     with _lock:
         if _runtime is None:
-            _runtime = _Runtime()
+            _runtime = _Runtime(resources)
         return _runtime
 
 
@@ -147,9 +169,13 @@ def run_many(targets: Sequence[RunTarget], blocking: bool = False) -> list[Deplo
 
     Raises:
         ConfigError: There are no targets, or two have one name.
+        TypeError: One is no RunTarget.
     """
     if not targets:
         raise ConfigError("run_many needs at least one RunTarget")
+    for target in targets:
+        if not isinstance(target, RunTarget):
+            raise TypeError(f"run_many takes a list of serve.RunTarget(application, name=...), not of {target!r}")
     names = [target.name for target in targets]
     if len(set(names)) < len(names):
         raise ConfigError(f"run_many: each app needs a name of its own, not {names}")
@@ -166,17 +192,23 @@ class running(Generic[T]):  # noqa: N801 - used like a function
 
     Args:
         target: What ``.bind()`` returned.
-        name: Names the app; without it the app gets a name that no other has.
+        name: Names the app; without it the app gets a name that no other has, and nothing stays of it if it does not start.
         route_prefix: As in ``run``.
     """
 
     def __init__(self, target: Application[T], *, name: str | None = None, route_prefix: str | None = None) -> None:
         self._target = target
-        self._name = name or f"app-{next(_numbers)}"
+        self._is_named = name is not None
+        self._name = f"app-{next(_numbers)}" if name is None else name
         self._prefix = route_prefix
 
     def __enter__(self) -> DeploymentHandle[T]:
-        return run(self._target, name=self._name, route_prefix=self._prefix)
+        try:
+            return run(self._target, name=self._name, route_prefix=self._prefix)
+        except BaseException:
+            if not self._is_named:
+                delete(self._name)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -184,13 +216,19 @@ class running(Generic[T]):  # noqa: N801 - used like a function
         delete(self._name)
 
 
-def start(http_options: HTTPOptions | dict[str, Any] | None = None, **accepted: Any) -> None:
+def start(
+    http_options: HTTPOptions | dict[str, Any] | None = None,
+    resources: Mapping[str, object] | None = None,
+    **accepted: Any,
+) -> None:
     """Start the runtime and its HTTP server; later apps are served under "/" unless ``run`` says otherwise.
 
     Blocks until the server accepts connections. When it runs already nothing changes.
 
     Args:
         http_options: Where to serve; 127.0.0.1:8000 without. Port 0 takes any free port.
+        resources: What deployments can reserve by name through ``ray_actor_options``, such as ``{"licences": 2}``; also
+            says how many "CPU", "GPU" and bytes of "memory" there are, where the machine is not to be asked.
         accepted: Ray Serve's proxy_location, grpc_options, logging_config, tracing_config: without effect.
 
     Raises:
@@ -200,8 +238,8 @@ def start(http_options: HTTPOptions | dict[str, Any] | None = None, **accepted: 
     known = ("proxy_location", "grpc_options", "logging_config", "tracing_config", "controller_options")
     for option in accepted:
         if option not in known:
-            raise TypeError(f"start() has no option {option!r}; known are http_options, {', '.join(known)}")
-    _current().serve_http(HTTPOptions.of(http_options))
+            raise TypeError(f"start() has no option {option!r}; known are http_options, resources, {', '.join(known)}")
+    _current(resources).serve_http(HTTPOptions.of(http_options))
 
 
 def http_url() -> str | None:
@@ -224,9 +262,10 @@ def delete(name: str) -> None:
 
 def shutdown() -> None:
     """Take all apps down, as ``delete`` does, and stop serving HTTP. Blocks. May be repeated; ``run`` starts anew."""
-    global _runtime
+    global _runtime, _former
     with _lock:
-        runtime, _runtime = _runtime, None
+        runtime = _runtime or _former
+        _runtime, _former = None, runtime
     if runtime is not None:
         runtime.shutdown()
     while _blocked:
@@ -278,7 +317,8 @@ def _block(runtime: _Runtime) -> None:
     waiter = runtime.kernel.waiter()
     _blocked.append(waiter)
     try:
-        waiter.wait()
+        if runtime is _runtime:  # else it was shut down before it could have told the waiter
+            waiter.wait()
     except KeyboardInterrupt:
         shutdown()
         raise
@@ -306,11 +346,16 @@ def _check_prefix(name: str, prefix: str | None | Unset) -> str | None | Unset:
 def _at_exit() -> None:
     """Let what runs be answered, for a while; the threads are daemons and end with the process."""
     runtime = _runtime
-    if runtime is None:
+    if runtime is None or _is_interrupted():
         return
     left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
     if left:
         _tell("gave up", left)
+
+
+def _is_interrupted() -> bool:
+    """Whether the program ends because nobody caught a Ctrl-C; at a prompt that is just the last thing that was shown."""
+    return getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1")
 
 
 def _tell(verb: str, names: list[str]) -> None:
@@ -319,9 +364,12 @@ def _tell(verb: str, names: list[str]) -> None:
 
 def _after_fork() -> None:
     """A forked child has none of the threads: what it inherited refuses, and it may run apps of its own."""
-    global _lock, _runtime
-    _lock = RealKernel.lock()
-    _runtime = None
+    global _lock, _kernel, _runtime, _former
+    if _runtime is not None:
+        inheritance.uninstall()
+        _interrupts.uninstall()
+    _lock, _kernel = RealKernel.lock(), RealKernel()
+    _runtime = _former = None
     _blocked.clear()
     directory.disown_after_fork()
 

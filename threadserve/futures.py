@@ -2,7 +2,7 @@
 
 ``gather``, ``as_completed`` and ``map`` give objects that serve plain code and coroutines alike: ``gather(...).result()`` or
 ``await gather(...)``, ``for`` or ``async for``. ``wait`` blocks; ``wait_async`` is its twin for coroutines. Nothing
-here holds a thread while it waits, and giving up cancels nothing.
+here holds a thread while it waits, and giving up cancels nothing; Ctrl-C does, as in ``response.result()``.
 
 The name ``concurrent-futures-extra`` that is sometimes mentioned for such helpers is not a published package.
 """
@@ -12,12 +12,12 @@ from __future__ import annotations
 import concurrent.futures
 import math
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from threadserve.call.blocking import block, suspend
-from threadserve.call.request import ANSWERED
-from threadserve.call.response import DeploymentResponse, refuse_in_event_loop, request_of
+from threadserve.call.response import DeploymentResponse, check_seconds, refuse_in_event_loop, request_of
 from threadserve.concurrency.loops import make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel
@@ -124,12 +124,13 @@ class as_completed(Generic[S]):  # noqa: N801 - used like a function
     """
 
     def __init__(self, sources: Iterable[S], timeout: float | None = None) -> None:
-        self._arrivals = _Arrivals(sources)
+        self._sources = _checked(sources)
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[S]:
         refuse_in_event_loop("as_completed", "use `async for`")
-        arrivals, deadline = self._arrivals, self._arrivals.deadline(self._timeout)
+        arrivals = _Arrivals(self._sources)
+        deadline = arrivals.deadline(self._timeout)
         with arrivals:
             for left in range(arrivals.total, 0, -1):
                 source = arrivals.next(deadline)
@@ -138,7 +139,8 @@ class as_completed(Generic[S]):  # noqa: N801 - used like a function
                 yield source
 
     async def __aiter__(self) -> AsyncIterator[S]:
-        arrivals, deadline = self._arrivals, self._arrivals.deadline(self._timeout)
+        arrivals = _Arrivals(self._sources)
+        deadline = arrivals.deadline(self._timeout)
         with arrivals:
             for left in range(arrivals.total, 0, -1):
                 source = await arrivals.next_async(deadline)
@@ -151,9 +153,8 @@ class Gathering(Generic[R]):
     """All the values of several calls, in their order: ``.result()`` in plain code, ``await`` in coroutines."""
 
     def __init__(self, sources: tuple[Source[R], ...], return_exceptions: bool) -> None:
-        self._sources = sources
+        self._sources = _checked(sources)
         self._return_exceptions = return_exceptions
-        _check_sources(sources)
 
     def __repr__(self) -> str:
         done = sum(source.done() for source in self._sources)
@@ -220,20 +221,30 @@ class map(Generic[R]):  # noqa: A001, N801 - the name of the builtin on purpose,
             raise TypeError("map needs at least one iterable")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1 or None, not {buffersize!r}")
-        self._calls: Iterator[DeploymentResponse[Any]] = (handle.remote(*items) for items in zip(*iterables, strict=False))
-        self._under_way: deque[DeploymentResponse[Any]] = deque()
+        self._calls: Iterator[DeploymentResponse[R]] = (handle.remote(*items) for items in zip(*iterables, strict=False))
+        self._under_way: deque[DeploymentResponse[R]] = deque()
         self._size = math.inf if buffersize is None else buffersize
         self._fill()
 
     def __iter__(self) -> Iterator[R]:
         while self._under_way:
-            yield self._under_way[0].result()
+            value = self._result()
             self._advance()
+            yield value
 
     async def __aiter__(self) -> AsyncIterator[R]:
         while self._under_way:
-            yield await self._under_way[0]
+            value = await self._under_way[0]
             self._advance()
+            yield value
+
+    def _result(self) -> R:
+        try:
+            return self._under_way[0].result()
+        except KeyboardInterrupt:
+            for call in self._under_way:
+                call.cancel()
+            raise
 
     def _advance(self) -> None:
         self._under_way.popleft()
@@ -251,36 +262,42 @@ class _Arrivals(Generic[S]):
     """The order in which sources get done. Watches them while it is entered, for one reader at a time."""
 
     def __init__(self, sources: Iterable[S]) -> None:
-        self.sources = list(dict.fromkeys(sources))
-        _check_sources(self.sources)
+        self.sources = list(dict.fromkeys(_checked(sources)))
         self.total = len(self.sources)
         self._kernel = _kernel_of(self.sources)
         self._lock = self._kernel.lock()
         self._done: deque[S] = deque()  # guarded by _lock
         self._reader: Subscriber | None = None  # guarded by _lock
-        self._watched: list[tuple[DeploymentResponse[Any], _Arrival]] = []
+        self._arrivals: list[tuple[S, _Arrival]] = []
+        self._awaited: dict[Request, None] = {}  # those that have not arrived
+        self._needs: Sequence[Request] = _Awaited(self._awaited)
 
     def __enter__(self) -> None:
         for source in self.sources:
             arrival = _Arrival(partial(self._put, source))
+            self._arrivals.append((source, arrival))
             if isinstance(source, DeploymentResponse):
-                if request_of(source).subscribe(arrival):
-                    self._watched.append((source, arrival))
-                else:
+                request = request_of(source)
+                self._awaited[request] = None
+                if not request.subscribe(arrival):
                     deliver((arrival,))
             else:
+                self._needs = ()  # a plain future comes from anywhere
                 cast("concurrent.futures.Future[Any]", source).add_done_callback(arrival.happen)
 
     def __exit__(self, *exc_info: object) -> None:
-        for source, arrival in self._watched:
-            request_of(source).forget(arrival)
+        for source, arrival in self._arrivals:
+            if isinstance(source, DeploymentResponse):
+                request_of(source).forget(arrival)
+            arrival.ignore()  # a plain future keeps it
+        with self._lock:
+            self._reader = None
 
     def deadline(self, timeout: float | None) -> float:
         """Return when `timeout` seconds from now will have passed, on the kernel's clock."""
         if timeout is None:
             return math.inf
-        if math.isnan(timeout):
-            raise ValueError(f"timeout must be a number of seconds or None, not {timeout!r}")
+        check_seconds("timeout", timeout)
         return self._kernel.now() + timeout
 
     def next(self, deadline: float) -> S | None:
@@ -293,7 +310,12 @@ class _Arrivals(Generic[S]):
             left = deadline - self._kernel.now()
             if left <= 0:
                 return self._take(None)
-            block(waiter, None if left == math.inf else left, needs=self._pending(), is_ended=self._has_news)
+            try:
+                block(waiter, None if left == math.inf else left, needs=self._needs, is_ended=self._has_news)
+            except KeyboardInterrupt:
+                for request in self._awaited.copy():
+                    request.cancel()
+                raise
 
     async def next_async(self, deadline: float) -> S | None:
         """Suspend until another source is done and return it; None when the deadline has passed."""
@@ -307,9 +329,8 @@ class _Arrivals(Generic[S]):
             if left <= 0:
                 return None
             alarm = None if left == math.inf else loop.call_later(left, waiter.wake)
-            needs = self._pending() if alarm is None else ()
             try:
-                await suspend(loop, future, needs=needs, is_ended=self._has_news)
+                await suspend(loop, future, needs=self._needs if alarm is None else (), is_ended=self._has_news)
             finally:
                 if alarm is not None:
                     alarm.cancel()
@@ -319,12 +340,6 @@ class _Arrivals(Generic[S]):
         with self._lock:
             done, self._done = list(self._done), deque()
         return done
-
-    def _pending(self) -> list[Request]:
-        """Return the requests that could end a wait; none where a plain future could as well."""
-        if len(self._watched) < self.total:
-            return []
-        return [request for source, _ in self._watched if (request := request_of(source)).state is not ANSWERED]
 
     def _has_news(self) -> bool:
         return bool(self._done)
@@ -339,6 +354,8 @@ class _Arrivals(Generic[S]):
     def _put(self, source: S) -> Iterable[Subscriber]:
         with self._lock:
             self._done.append(source)
+            if isinstance(source, DeploymentResponse):
+                self._awaited.pop(request_of(source), None)
             reader, self._reader = self._reader, None
         return () if reader is None else (reader,)
 
@@ -354,15 +371,38 @@ class _Arrival:
     def tell(self) -> Iterable[Subscriber]:
         return self._put()
 
+    def ignore(self) -> None:
+        """Let go of who waited; who is told hereafter has nothing to do."""
+        self._put = tuple
+
     def happen(self, future: concurrent.futures.Future[Any]) -> None:
         """Be the callback of a plain future."""
         deliver((self,))
 
 
-def _check_sources(sources: Iterable[object]) -> None:
-    for source in sources:
+class _Awaited(Sequence["Request"]):
+    """The requests that could end a wait, as of the moment when somebody looks."""
+
+    def __init__(self, requests: dict[Request, None]) -> None:
+        self._requests = requests
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self._requests)[index]
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(tuple(self._requests))
+
+
+def _checked(sources: Iterable[S]) -> tuple[S, ...]:
+    """Return the sources, or raise TypeError for what is none."""
+    found = tuple(sources)
+    for source in found:
         if not isinstance(source, (DeploymentResponse, concurrent.futures.Future)):
             raise TypeError(f"expected responses and concurrent.futures futures, not {type(source).__name__}: {source!r:.80}")
+    return found
 
 
 def _kernel_of(sources: Iterable[object]) -> Kernel:

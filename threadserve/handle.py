@@ -234,8 +234,7 @@ def send(
 ) -> DeploymentResponseGenerator[Any]:
     """Call a deployment from outside, through `adapter`, under a request id that came with the call."""
     timeout = math.inf if timeout_s is None else timeout_s
-    options = {"stream": True, "multiplexed_model_id": multiplexed_model_id, "timeout_s": timeout}
-    bound = cast("DeploymentHandle[Any]", handle.options(**options))
+    bound: Any = handle.options(stream=True, multiplexed_model_id=multiplexed_model_id, timeout_s=timeout)
     return cast("DeploymentResponseGenerator[Any]", bound._call(args, {}, request_id=request_id, adapter=adapter))
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 ROOT = Path(scheduler.__file__).parents[2]
+PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def a_bit_of_everything(kernel: SimulatedKernel) -> list[str]:
@@ -203,9 +205,9 @@ class TestTime:
 
         explore(main, 5)
 
-    @given(delays=st.lists(st.floats(min_value=-1, max_value=1e6)))
+    @given(delays=st.lists(st.floats(min_value=-1, max_value=1e6)), seed=st.integers(0, 1000))
     @settings(deadline=None, max_examples=50)
-    def test_rings_alarms_in_order(self, delays: list[float]) -> None:
+    def test_rings_alarms_in_order(self, delays: list[float], seed: int) -> None:
         rung: list[tuple[float, float]] = []
 
         def main(kernel: SimulatedKernel) -> None:
@@ -213,7 +215,7 @@ class TestTime:
                 kernel.call_at(delay, lambda delay=delay: rung.append((delay, kernel.now())))  # type: ignore[misc]
             kernel.waiter().wait(2e6)
 
-        run(main)
+        run(main, seed)
 
         assert sorted(delay for delay, _ in rung) == sorted(delays)
         future = [(delay, now) for delay, now in rung if delay > 0]
@@ -227,9 +229,9 @@ class TestTime:
             thread.join()
             kernel.waiter().wait(20)
 
-        kernel = run(main)
+            assert [line for line in kernel.trace if "clock" in line] == ["the clock: 20"]
 
-        assert [line for line in kernel.trace if "clock" in line] == ["the clock: 20"]
+        explore(main, 20)
 
     def test_never_comes_to_infinity(self) -> None:
         def main(kernel: SimulatedKernel) -> None:
@@ -319,6 +321,25 @@ class TestExploring:
 
         with pytest.raises(AssertionError):
             explore(main, 20)
+
+    def test_finds_what_is_no_longer_so_when_a_waiter_is_set(self) -> None:
+        def main(kernel: SimulatedKernel) -> None:
+            waiter = kernel.waiter()
+            announced: list[str] = []
+
+            def announce() -> None:
+                announced.append("it is set")
+                waiter.set()
+
+            def believe() -> None:
+                if announced:
+                    assert waiter.wait(0)
+
+            kernel.spawn("announces", announce)
+            kernel.spawn("believes", believe)
+
+        with pytest.raises(AssertionError):
+            explore(main, 50)
 
     def test_finds_nothing_where_nothing_is_wrong(self) -> None:
         explore(protected_counter, 300)
@@ -583,6 +604,7 @@ class TestEnd:
         assert "deaf" in caught.value.__notes__[0]
         is_over = True
         deaf = kernel._threads[1]
+        assert deaf.last_steps <= 2 * scheduler._LAST_STEPS + 1
         deaf.baton.release()
         assert deaf.real is not None
         deaf.real.join()
@@ -610,11 +632,10 @@ class TestEnd:
 
     @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the platform cannot pin a thread")
     def test_gives_back_the_processors(self) -> None:
-        before = os.sched_getaffinity(0)
         during = SimulatedKernel().run(lambda: os.sched_getaffinity(0))
 
         assert len(during) == 1
-        assert os.sched_getaffinity(0) == before
+        assert os.sched_getaffinity(0) == PROCESSORS
 
     def test_is_the_end_of_the_kernel(self) -> None:
         kernel = run(lambda kernel: None)
@@ -793,6 +814,27 @@ class TestInterruption:
                 pass
 
             assert done.wait(1)
+
+        explore(main, 20)
+
+    @pytest.mark.parametrize("place", ["closure", "context"])
+    def test_by_what_dies_with_a_thread_comes_while_the_thread_has_its_turn(self, place: str) -> None:
+        variable: ContextVar[Finalized] = ContextVar("variable")
+
+        def main(kernel: SimulatedKernel) -> None:
+            last_words, go = kernel.waiter(), kernel.waiter()
+
+            def closure() -> Callable[[], object]:
+                hostage = Finalized(last_words.set)
+                return lambda: go.wait() and hostage
+
+            def context() -> object:
+                return variable.set(Finalized(last_words.set))
+
+            kernel.spawn("worker", closure() if place == "closure" else context)
+            go.set()
+            last_words.wait()
+            assert "worker: sets waiter 2" in kernel.trace
 
         explore(main, 20)
 
@@ -1019,7 +1061,7 @@ class TestEventLoop:
 
         on_a_loop(main)
 
-    def test_that_is_left_running_is_closed_and_its_tasks_end(self) -> None:
+    def test_that_is_left_running_is_closed_and_its_tasks_end(self, caplog: pytest.LogCaptureFixture) -> None:
         ended: list[str] = []
 
         async def work(name: str) -> None:
@@ -1044,6 +1086,8 @@ class TestEventLoop:
 
         assert loop.is_closed()
         assert ended == [str(number) for number in range(12)]
+        gc.collect()
+        assert not caplog.records
 
     def test_may_be_ended_properly_by_its_own_thread(self) -> None:
         ended: list[str] = []

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import WaiterLike
 
-__all__ = ["block", "suspend", "wait_for", "wait_for_async"]
+__all__ = ["block", "check_cancelled_async", "suspend", "wait_for", "wait_for_async"]
+
+
+def check_cancelled_async() -> None:
+    """Raise asyncio's CancelledError, be it again, when the request that the running coroutine works for was cancelled."""
+    request = current_request()
+    if request is not None and request.state is ANSWERED:
+        import asyncio
+
+        raise asyncio.CancelledError(f"request {request.request_id} of {request.router.name} was cancelled or has expired")
 
 
 def block(
@@ -95,6 +104,7 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
     Ctrl-C cancels the request and goes on as KeyboardInterrupt. A checkpoint; see ``block``.
     """
     if request.state is ANSWERED:
+        check_cancelled()
         return True
     waiter = request.router.kernel.waiter()
     subscriber = ThreadWaiter(waiter)

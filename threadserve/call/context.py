@@ -66,6 +66,8 @@ class ReplicaContext:
     """Replicas that the deployment was started with."""
     code_version: str
     """Changes with each ``serve.run`` of the app."""
+    gpu_ids: tuple[str, ...] = ()
+    """The GPUs that are reserved for this replica, as ``CUDA_VISIBLE_DEVICES`` names them."""
     gang_context: None = None
     """Always None: gangs are for clusters."""
     get_servable_object: Any = None

@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from threadserve.call.request import current_request
 
@@ -19,7 +19,7 @@ BOUND: ContextVar[float] = ContextVar("threadserve_bound", default=math.inf)
 """The deadline that ``deadline`` has set for the calls made in this context, on the clock of their kernel."""
 
 
-def check_timeout(what: str, timeout_s: object) -> None:
+def check_timeout(what: str, timeout_s: Any) -> None:
     """Raise ValueError unless `timeout_s` is a positive number of seconds; ``math.inf`` is one."""
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if not (is_number and timeout_s > 0):

@@ -223,8 +223,15 @@ class Request:
         self.deadline = min(own, inherited)
         if parent is not None and not parent._adopt(self):
             self.answer(self._cancellation())
-        elif own < inherited:  # otherwise the parent's expiry reaches this one through the tree
-            self._timer = self.router.kernel.call_at(own, self.expire)
+        elif self._parent is None or own < inherited:  # otherwise the parent's expiry comes down the tree
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Have the deadline kept, where nobody above does it."""
+        if self.deadline != math.inf:
+            timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
+            if self.state is ANSWERED:  # meanwhile, and whoever answered found no timer to cancel
+                timer.cancel()
 
     def _adopt(self, child: Request) -> bool:
         """Make `child` a child of this request; False when this one was cancelled while its body runs on."""
@@ -354,6 +361,11 @@ class Request:
             self._interrupt = interrupt
         return True
 
+    @property
+    def is_root(self) -> bool:
+        """Whether it works for no other request: plain code made the call, or a body that has returned."""
+        return self._parent is None
+
     def readers(self) -> Sequence[Request]:
         """Return the request that alone can make room in this one's stream; nothing where others might."""
         return () if self.reader is None or self.reader.is_over else (self.reader,)
@@ -455,13 +467,21 @@ class _Aftermath:
         if self._has_returned:
             if request.channel is not None:
                 request.channel.finish()
-            request._children = None
+            self._release_children()
             return ()
         if request.channel is not None:
             request.channel.close()
         if request.is_over:  # never begun
             request.args = request.kwargs = request.context = None
         return self._abandon()
+
+    def _release_children(self) -> None:
+        """The body has returned, so they have no parent any more; the deadline that they had from it stays."""
+        with self._request.router.lock:
+            children, self._request._children = self._request._children, None
+        for child in children or ():
+            if child._timer is None:
+                child._set_alarm()
 
     def _abandon(self) -> Iterable[Subscriber]:
         """The answer came from outside: stop the body and, with it, all that it had called."""
@@ -476,6 +496,7 @@ class _Aftermath:
         for child in children or ():
             if has_expired and child.deadline > request.deadline:
                 continue  # it was detached from this deadline
+            outcome = child.expiry() if has_expired else child._cancellation()
             with child.router.lock:
-                news.extend(child.settle(child._cancellation()) or ())
+                news.extend(child.settle(outcome) or ())
         return news

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast
 
-from threadserve.call.blocking import wait_for, wait_for_async
+from threadserve.call.blocking import check_cancelled_async, wait_for, wait_for_async
 from threadserve.call.request import ANSWERED, RUNNING, Request
 from threadserve.errors import ArgumentError
 
@@ -75,6 +75,7 @@ class DeploymentResponse(Generic[R_co]):
     def __await__(self) -> Generator[Any, None, R_co]:
         if self._request.state is not ANSWERED:
             yield from wait_for_async(self._request).__await__()
+        check_cancelled_async()
         return cast("R_co", self._request.unwrap())
 
     def done(self) -> bool:
@@ -157,7 +158,7 @@ def refuse_wait_arguments(verb: str, refused: tuple[Any, ...], unknown: dict[str
     raise TypeError(f"{verb}({given}): the only argument is timeout_s, by name: {verb}(timeout_s=5.0)")
 
 
-def check_seconds(name: str, seconds: float) -> None:
+def check_seconds(name: str, seconds: Any) -> None:
     """Raise unless `seconds` is a number of seconds to wait; zero and less mean not to wait at all.
 
     Raises:

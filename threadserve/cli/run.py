@@ -96,7 +96,7 @@ def _log_to_stderr() -> None:
 
 
 def _explain(error: Exception) -> bool:
-    """Say what is wrong in one line, below the user's part of the traceback; False if that explains nothing."""
+    """Say what is wrong in a line, below the user's part of the traceback; False if that explains nothing."""
     from threadserve.errors import ReplicaStartError, ServeError
 
     origin = error.__cause__ if isinstance(error, ReplicaStartError) and error.__cause__ else error

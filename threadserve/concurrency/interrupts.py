@@ -72,7 +72,7 @@ class Interrupts:
             return
         if signal.getsignal(signal.SIGINT) in (self._default, self._handler):  # ours stays when another thread uninstalls
             signal.signal(signal.SIGINT, self._handler)
-            signal.default_int_handler = self._handler
+            signal.default_int_handler = self._handler  # type: ignore[assignment]
 
     def uninstall(self) -> None:
         """Put Python's handler back when the last user has gone, if this is the main thread."""

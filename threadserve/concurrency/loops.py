@@ -36,17 +36,20 @@ class LoopThread:
         """The loop, once its thread has made it."""
 
     def submit(self, fn: Callable[[], object]) -> bool:
-        """Have `fn` called on the loop, soon; False when the loop is stopping and will not. Never blocks."""
+        """Have `fn` called on the loop, soon; False when the loop is stopping and will not. Never blocks.
+
+        Raises:
+            RuntimeError: The system has no thread to give.
+        """
         with self._lock:
             if self._is_stopping:
                 return False
+            if self._thread is None:  # with the lock held: who stops the loop must know of its thread
+                self._thread = self._kernel.spawn(self._name, self._run)
+                self._is_woken = True
             self._inbox.append(fn)
-            start = self._thread is None and not self._is_woken
-            wake = not self._is_woken and not start
-            self._is_woken = True
-        if start:
-            self._thread = self._kernel.spawn(self._name, self._run)
-        elif wake and self.loop is not None:
+            wake, self._is_woken = not self._is_woken, True
+        if wake and self.loop is not None:
             self.loop.call_soon_threadsafe(self._drain)
         return True
 

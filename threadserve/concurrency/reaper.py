@@ -39,9 +39,9 @@ class Errands:
     def start(self) -> None:
         """Make sure that the thread runs. Not for finalizers: starting a thread takes locks."""
         with self._lock:
-            start, self._is_running = not self._is_running, True
-        if start:
-            self._kernel.spawn(self._name, self._run)
+            if not self._is_running:
+                self._kernel.spawn(self._name, self._run)  # where that fails nothing has changed
+                self._is_running = True
 
     def post(self, note: Callable[[], object]) -> None:
         """Have `note` called soon. Never blocks, takes no lock, safe in finalizers and signal handlers."""

@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from _thread import get_ident
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class _OwnThread(threading.Thread):
 
 def start_thread(name: str, fn: Callable[[], object]) -> threading.Thread:
     """Start a daemon thread that tracers, debuggers and ``threading.excepthook`` know."""
-    thread = _OwnThread(target=fn, name=name, daemon=True)
+    thread = _OwnThread(target=Context().run, args=(fn,), name=name, daemon=True)
     thread.start()
     return thread
 

@@ -51,13 +51,13 @@ class Timers:
         """Call `fn` on the timer thread when ``time.monotonic`` says `deadline`."""
         alarm = Alarm(self, fn)
         with self._lock:
+            if not self._is_running:
+                start_thread("threadserve timer", self._run)  # where that fails nothing has changed
+                self._is_running = True
             heapq.heappush(self._heap, (deadline, next(self._sequence), alarm))
             is_first = self._heap[0][2] is alarm
             sleeper = self._sleeper if is_first else None
-            start, self._is_running = not self._is_running, True
-        if start:
-            start_thread("threadserve timer", self._run)
-        elif sleeper is not None:
+        if sleeper is not None:
             sleeper.set()
         return alarm
 

@@ -18,6 +18,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ def messages_of(response: Response) -> tuple[Message, ...]:
 def _refuse_generator(value: Any) -> None:
     if isinstance(value, (GeneratorType, AsyncGeneratorType, DeploymentResponseGenerator)):
         raise TypeError(
-            f"the handler returned or is a generator ({type(value).__name__}), which HTTP cannot send: "
+            f"the handler is a generator, or returned one ({type(value).__name__}), which HTTP cannot send: "
             "return starlette.responses.StreamingResponse(generator)"
         )
 
@@ -166,10 +167,9 @@ def encode(value: Any) -> bytes:
         TypeError: There is no JSON for a value.
         ValueError: A container contains itself.
     """
-    try:
+    with suppress(TypeError):  # perhaps for a key, which json asks nobody about
         return _dump(value)
-    except TypeError:  # perhaps for a key, which json asks nobody about
-        return _dump(_with_plain_keys(value))
+    return _dump(_with_plain_keys(value))
 
 
 def _dump(value: Any) -> bytes:
@@ -178,6 +178,7 @@ def _dump(value: Any) -> bytes:
 
 def _simplify(value: Any) -> Any:
     """Say `value`, which json does not know, one step simpler."""
+    _refuse_generator(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     for types, simplify in _SIMPLER:
@@ -201,7 +202,7 @@ def _number(value: decimal.Decimal) -> int | float:
 
 _SIMPLER: list[tuple[tuple[type, ...], Callable[[Any], Any]]] = [
     ((Mapping,), dict),
-    ((set, frozenset, deque, GeneratorType), list),
+    ((set, frozenset, deque), list),
     ((enum.Enum,), lambda value: value.value),
     ((dt.date, dt.time), lambda value: value.isoformat()),
     ((dt.timedelta,), dt.timedelta.total_seconds),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from threadserve.call.request import CURRENT, Request
 from threadserve.call.response import DeploymentResponse
+from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.concurrency.interruptible import run_interruptibly
 from threadserve.http.convert import BufferedRequest, is_plain, messages_of, response_of
 
@@ -90,7 +91,9 @@ def _current() -> tuple[Request, Channel]:
 
 def _is_pending(result: Any) -> bool:
     """Whether `result` is a coroutine or the like; an unresolved response of ours is a mistake to be told."""
-    return inspect.isawaitable(result) and not isinstance(result, DeploymentResponse)
+    return inspect.isawaitable(result) and not isinstance(
+        result, (DeploymentResponse, DeploymentResponseGenerator)
+    )
 
 
 async def _close_body(response: Response) -> None:
@@ -108,7 +111,7 @@ def takes_argument(fn: Callable[..., Any]) -> bool:
     own = _parameters(fn, follow_wrapped=False)
     if own is None:
         return True
-    if all(parameter.kind in _ANYTHING for parameter in own):
+    if own and all(parameter.kind in _ANYTHING for parameter in own):
         own = _parameters(fn, follow_wrapped=True) or []
     return any(parameter.kind in _POSITIONAL for parameter in own)
 

@@ -111,7 +111,7 @@ class Target:
     def methods(self) -> tuple[str, ...]:
         """Return the names that can be called, public ones and those with one leading underscore."""
         names = (name for name in dir(self._func_or_class) if not name.startswith("__"))
-        found = [name for name in names if _is_method(inspect.getattr_static(self._func_or_class, name))]
+        found = [name for name in names if _is_method(inspect.getattr_static(self._func_or_class, name, None))]
         if hasattr(self._func_or_class, "__call__") and self.is_class and "__call__" in _members(self._func_or_class):
             found.insert(0, "__call__")
         return tuple(found)
@@ -165,13 +165,13 @@ def check_result(request: Request, result: Any) -> None:
     if kind not in _NO_RESULT:
         return
     name = f"{request.router.name}.{request.method}"
+    if kind is GeneratorType or kind is CoroutineType:
+        result.close()
     if kind is DeploymentResponse:
         hint = "an unresolved DeploymentResponse: return its value (`await` it, or .result() in a def)"
     elif kind is CoroutineType:
         hint = "a coroutine that nobody awaited"
     else:
-        if kind is GeneratorType:
-            result.close()
         hint = "a generator: the caller must use handle.options(stream=True)"
     raise ArgumentError(f"{name} returned {hint}", deployment=request.router.name, request_id=request.request_id)
 

@@ -62,6 +62,7 @@ class ThreadReplica:
         rank: int,
         world_size: int,
         code_version: str,
+        gpu_ids: tuple[str, ...] = (),
     ) -> None:
         self._kernel = kernel
         self._target = target
@@ -72,6 +73,7 @@ class ThreadReplica:
             rank=ReplicaRank(rank),
             world_size=world_size,
             code_version=code_version,
+            gpu_ids=gpu_ids,
             get_servable_object=lambda: target.servable,
         )
         self.on_done: Callable[[Request, Outcome], None] = _nobody
@@ -189,7 +191,8 @@ class ThreadReplica:
         """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
         if self._kernel.now() >= request.deadline:  # it passed in the queue, and the timer is late
             request.expire()
-            raise Cancelled("the deadline passed before the body began")
+        if request.state is ANSWERED:
+            raise Cancelled("the request was cancelled or had expired before the body began")
         fn = self._target.lookup(request)
         args, kwargs = request.args or (), request.kwargs or {}
         request.args = request.kwargs = None
@@ -201,6 +204,7 @@ class ThreadReplica:
 
     def _failure(self, request: Request, error: BaseException) -> Outcome:
         """Make an outcome of what the body raised; what means something else to the caller's thread is translated."""
+        request.args = request.kwargs = None  # a body that never began has not taken them
         name = f"{request.router.name}.{request.method}"
         where = {"deployment": request.router.name, "request_id": request.request_id}
         if isinstance(error, SystemExit):
@@ -259,16 +263,14 @@ class ThreadReplica:
                     if not await channel.aput(item):
                         return
         finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
+            close = getattr(items, "aclose", None) or getattr(items, "close", None)
+            if close is not None and inspect.isawaitable(closing := close()):
+                await closing
 
     # ---- coroutines
 
     async def _body(self, request: Request) -> Any:
         """The whole of a call that begins on the loop."""
-        if request.state is ANSWERED:
-            return None
         CURRENT.set(request)
         REPLICA.set(self.context)
         return await self._go_on(request, self._begin(request))
@@ -284,9 +286,14 @@ class ThreadReplica:
         return None
 
     def _post(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
-        if not self._loop.submit(lambda: self._start(request, context, body)):
-            body.close()
-            self.on_done(request, Error(ReplicaDiedError(f"replica {self.name} is stopping")))
+        try:
+            if self._loop.submit(lambda: self._start(request, context, body)):
+                return
+            error = self._stopping(request)
+        except RuntimeError as failure:
+            error = self._stopping(request, str(failure))
+        body.close()
+        self.on_done(request, Error(error))
 
     def _start(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
         loop = self._loop.loop
@@ -314,9 +321,16 @@ class ThreadReplica:
     def _end(self, request: Request, body: Coroutine[Any, Any, Any], task: asyncio.Task[Outcome]) -> None:
         if task.cancelled():  # the loop was stopped before the first step
             body.close()
-            self.on_done(request, Error(ReplicaDiedError(f"replica {self.name} is stopping")))
+            self.on_done(request, Error(self._stopping(request)))
         else:
             self.on_done(request, task.result())
+
+    def _stopping(self, request: Request, reason: str = "it is stopping") -> ReplicaDiedError:
+        return ReplicaDiedError(
+            f"replica {self.name} could not run {request.method}: {reason}",
+            deployment=request.router.name,
+            request_id=request.request_id,
+        )
 
     def _await(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> Any:
         """Run `coroutine` on the loop and wait for it, on a thread that may."""

@@ -402,8 +402,7 @@ class Router:
             if not seat.is_open:
                 seat.workers -= 1
                 return False
-            head = self._head()
-            if head is not None and seat.has_room and not self._is_waking:
+            if self._queued and seat.has_room and not self._is_waking:
                 self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
                 return True
             seat.idle.append(waiter)
@@ -440,13 +439,19 @@ class Router:
 
     def _not_hired(self, seat: Seat, error: RuntimeError) -> None:
         news: list[Subscriber] = []
+        effects = _NOTHING
         with self.lock:
             self._is_waking = False
             seat.workers -= 1
-            if not any(other.workers for other in self._seats):
+            rested = next((other for other in self._seats if other.idle and other.has_room), None)
+            if rested is not None:  # of another replica, with more to do than the one that was to get a worker
+                self._is_waking = True
+                effects = _Effects(wake=rested.idle.pop())
+            elif not any(other.workers for other in self._seats):
                 for request in self._queue:
                     if request.state is QUEUED:
                         news.extend(request.settle(self._unavailable(request, f"no thread could be started: {error}")) or ())
+        self._act(effects)
         deliver(news)
 
     # ---- refusals

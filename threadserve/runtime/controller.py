@@ -23,18 +23,21 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from threadserve.app.graph import Plan, fill
 from threadserve.call import directory
 from threadserve.call.blocking import wait_for
-from threadserve.call.context import REPLICA
+from threadserve.call.context import inheritance
 from threadserve.call.request import ANSWERED
-from threadserve.errors import ConfigError, ReplicaStartError, ServeError
+from threadserve.concurrency.waiter import ThreadWaiter
+from threadserve.errors import ConfigError, DeployError, ReplicaStartError, ServeError
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
 from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
+from threadserve.runtime.resources import Ask, Demand, Ledger
 from threadserve.runtime.status import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -45,9 +48,10 @@ from threadserve.runtime.status import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
+    from threadserve.runtime.resources import Reservation
 
 __all__ = ["App", "Controller", "Version"]
 
@@ -58,14 +62,33 @@ _log.addHandler(logging.NullHandler())  # what is shown of it is for the applica
 class Version:
     """One deployed plan: its pools, level by level, children first."""
 
-    def __init__(self, plan: Plan, levels: list[list[Pool]]) -> None:
+    def __init__(self, plan: Plan, code_version: str) -> None:
         self.plan = plan
-        self.levels = levels
+        self.code_version = code_version
+        self.levels: list[list[Pool]] = []
+        self.reservations: list[Reservation] = []
+        self.called_off = ""
+        """Why it shall not come up after all; empty while it shall."""
+        self.nap: WaiterLike | None = None
+        """What wakes the thread that deploys it while that waits for resources."""
 
     @property
     def pools(self) -> list[Pool]:
         """All pools, children first."""
         return [pool for level in self.levels for pool in level]
+
+    def call_off(self, reason: str) -> None:
+        """Let it not come up: whoever waits for it, for resources or for its replicas, goes on with DeployError."""
+        self.called_off = reason
+        if self.nap is not None:
+            self.nap.set()
+        for pool in self.pools:
+            pool.call_off()
+
+    def check(self) -> None:
+        """Raise DeployError when it was called off."""
+        if self.called_off:
+            raise DeployError(f"app {self.plan.app!r} does not come up: {self.called_off}")
 
 
 class App:
@@ -80,17 +103,18 @@ class App:
         self.deployed_at = 0.0
         self.version: Version | None = None
         self.coming: Version | None = None
-        self.failed: Version | None = None
+        self.failed: Plan | None = None  # no more of it: what was made for it shall not live on
 
 
 class Controller:
     """The apps of one runtime. Every member is safe from any thread."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, resources: Mapping[str, object] | None = None) -> None:
         self._kernel = kernel
+        self._ledger = Ledger(kernel, resources)
         self._lock = kernel.lock()
         self._apps: dict[str, App] = {}  # guarded by _lock
-        self._turns: dict[str, Lock] = {}  # guarded by _lock
+        self._turns: dict[str, _Turn] = {}  # guarded by _lock
         self._handles: dict[tuple[str, str], DeploymentHandle[Any]] = {}  # guarded by _lock
         self._going: dict[Retirement, None] = {}  # guarded by _lock
         self._is_closed = False  # guarded by _lock
@@ -108,11 +132,20 @@ class Controller:
         Raises:
             ConfigError: Another app has the route prefix.
             ReplicaStartError: A constructor failed; the app's present version, if there is one, goes on.
+            ServeError: The runtime has been shut down, or this very app is starting and its own code asks.
         """
+        if self._is_starting_itself(plan.app):
+            raise ServeError(f"app {plan.app!r} cannot be run from the code of its own version that is just starting")
+        asks = _asks(plan)
+        if asks:
+            self._ledger.check_together(asks)
         with self._turn(plan.app):
             app = self._begin(plan, route_prefix)
-            version = Version(plan, [])
+            version = Version(plan, f"{self._kernel.random.getrandbits(40):010x}")
             try:
+                with self._lock:
+                    app.coming = version
+                self._reserve(app, version, asks)
                 self._bring_up(app, version)
             except BaseException as error:
                 self._roll_back(app, version, error)
@@ -141,37 +174,73 @@ class Controller:
     def _bring_up(self, app: App, version: Version) -> None:
         """Start the plan's deployments level by level; what has no predecessor gets requests at once."""
         plan = version.plan
-        with self._lock:
-            app.coming = version
-        code_version = f"{self._kernel.random.getrandbits(40):010x}"
         present = {pool.name for pool in app.version.pools} if app.version else set()
         for level in plan.levels():
-            pools = [self._pool(plan, name, code_version) for name in level]
+            pools = [self._pool(version, name) for name in level]
             version.levels.append(pools)
             for pool in pools:
                 if pool.name not in present:
                     pool.open()
                 pool.begin()
             failures = [error for pool in pools if (error := _failure(pool)) is not None]
+            version.check()
             if failures:
                 raise failures[0]
             for pool in pools:
                 if pool.name not in present:
-                    pool.seat()
+                    pool.seat(*self._predecessors(app, pool.name))
 
-    def _pool(self, plan: Plan, name: str, code_version: str) -> Pool:
+    def _reserve(self, app: App, version: Version, asks: list[Ask]) -> None:
+        """Reserve what the version asks for, all of it at once; where others hold it, wait until they let it go.
+
+        What the app's own present version holds is not waited for: where both do not fit, the old version stops first.
+        """
+        while asks:
+            waiter = self._kernel.waiter()
+            subscriber = ThreadWaiter(waiter)
+            version.nap = waiter
+            version.check()
+            reservations = self._ledger.reserve_together(asks, subscriber)
+            if reservations is not None:
+                version.reservations = reservations
+                return
+            try:
+                if app.version is not None:
+                    self._make_room(app, app.version)
+                else:
+                    with self._lock:
+                        app.message = f"waits for resources: it asks for {_worded(asks)}; {self._ledger!r}"
+                    waiter.wait()
+            finally:
+                self._ledger.forget(subscriber)
+                with self._lock:
+                    app.message = ""
+
+    def _make_room(self, app: App, old: Version) -> None:
+        """Stop the present version before the new one starts, because the machine does not have room for both."""
+        with self._lock:
+            app.version = None
+            app.message = "the old version was stopped first: there are not the resources for both"
+        _log.warning("app %r: %s", app.name, app.message)
+        retirement = self._retire(app.name, old, "its app is being replaced, and there are not the resources for both")
+        if not self._asks_from_inside(app.name):
+            retirement.wait()
+
+    def _pool(self, version: Version, name: str) -> Pool:
+        plan = version.plan
         planned = plan.deployment(name)
+        gpu_ids = [held.gpu_ids for held in version.reservations if held.deployment == f"{plan.app}/{name}"]
         arguments = fill((planned.init_args, planned.init_kwargs), lambda child: self.handle(plan.app, child))
-        return Pool(self._kernel, self._router(plan.app, name), planned, arguments, code_version)
+        return Pool(self._kernel, self._router(plan.app, name), planned, arguments, version.code_version, gpu_ids)
 
     def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:
         """Let the new version take the requests; the old one goes, in its own time."""
         old = app.version
-        predecessors = {pool.name: pool for pool in old.pools} if old else {}
+        present = {pool.name for pool in old.pools} if old else set()
         for pool in version.pools:
-            if pool.name in predecessors:
+            if pool.name in present:
                 pool.open()
-                pool.seat(predecessors[pool.name])
+                pool.seat(*self._predecessors(app, pool.name))
         with self._lock:
             app.version, app.coming, app.failed = version, None, None
             app.status, app.route_prefix = ApplicationStatus.RUNNING, route_prefix
@@ -179,6 +248,13 @@ class Controller:
         _log.info("app %r is running", app.name)
         if old is not None:
             self._retire(app.name, old, "the app was redeployed without it")
+
+    def _predecessors(self, app: App, deployment: str) -> list[Pool]:
+        """Return the pools that may have seats behind a deployment's router: of the present version, and of those that go."""
+        with self._lock:
+            versions = [retirement.version for retirement in self._going if retirement.app == app.name]
+            versions += [app.version] if app.version else []
+        return [pool for version in versions for pool in version.pools if pool.name == deployment]
 
     def _roll_back(self, app: App, version: Version, error: BaseException) -> None:
         """Stop what was started of a version that did not come up, and say so in the status."""
@@ -189,7 +265,7 @@ class Controller:
             app.deployed_at = time.time()
             if app.version is None:
                 app.status, app.route_prefix = ApplicationStatus.DEPLOY_FAILED, None
-                app.failed = version
+                app.failed = version.plan
             else:
                 app.status = ApplicationStatus.RUNNING
         _log.warning("app %r could not be deployed: %s", app.name, error)
@@ -210,6 +286,9 @@ class Controller:
         with self._lock:
             self._is_closed = True
             names = list(self._apps)
+            coming = [app.coming for app in self._apps.values() if app.coming]
+        for version in coming:
+            version.call_off("the runtime is being shut down")
         for name in names:
             self._begin_delete(name)
         with self._lock:
@@ -234,6 +313,8 @@ class Controller:
             for pool in level:
                 pool.close("the process is exiting")
             for request in [request for pool in level for seat in pool.seats for request in list(seat.running)]:
+                if request.channel is not None and request.adapter is None and request.is_root:
+                    request.cancel()  # its reader, the program, has come to its end
                 if not is_reported and not wait_for(request, max(0.0, start + patience_s - self._kernel.now())):
                     is_reported = True
                     report(self.running())
@@ -241,6 +322,14 @@ class Controller:
         return self.running()
 
     def _begin_delete(self, name: str) -> Retirement | None:
+        if self._is_starting_itself(name):
+            self._kernel.spawn(f"{name} delete", lambda: self.delete(name))  # once it is up
+            return None
+        with self._lock:
+            waiting = self._apps.get(name)
+            coming = None if waiting is None else waiting.coming
+        if coming is not None and not coming.levels:
+            coming.call_off("it was deleted while it waited for resources")
         with self._turn(name):
             with self._lock:
                 app = self._apps.pop(name, None)
@@ -282,10 +371,10 @@ class Controller:
         Raises:
             ConfigError: There is no such app.
         """
-        plan = self._plan(name)
-        if plan is None:
+        plans = self._plans(name)
+        if not plans:
             raise ConfigError(f"there is no app {name!r}; there are {sorted(self._apps) or 'none'}")
-        return self.handle(name, plan.ingress)
+        return self.handle(name, plans[0].ingress)
 
     def deployment_handle(self, deployment: str, app: str) -> DeploymentHandle[Any]:
         """Return the handle of a deployment of an app.
@@ -293,10 +382,10 @@ class Controller:
         Raises:
             KeyError: There is no such app or deployment.
         """
-        plan = self._plan(app)
-        names = [planned.name for planned in plan.deployments] if plan else []
+        plans = self._plans(app)
+        names = list(dict.fromkeys(planned.name for plan in plans for planned in plan.deployments))
         if deployment not in names:
-            known = f"app {app!r} has {names}" if plan else f"there is no app {app!r}"
+            known = f"app {app!r} has {names}" if plans else f"there is no app {app!r}"
             raise KeyError(f"there is no deployment {deployment!r} in app {app!r}: {known}")
         return self.handle(app, deployment)
 
@@ -320,11 +409,14 @@ class Controller:
             apps = list(self._apps.values())
             return ServeStatus(applications={app.name: _overview(app) for app in apps})
 
-    def _plan(self, name: str) -> Plan | None:
+    def _plans(self, name: str) -> list[Plan]:
+        """Return the plan of an app's present version, of the one that is coming, and of the one that failed instead."""
         with self._lock:
             app = self._apps.get(name)
-            version = None if app is None else app.version or app.coming or app.failed
-            return None if version is None else version.plan
+            if app is None:
+                return []
+            plans = [version.plan for version in (app.version, app.coming) if version is not None]
+            return plans or [app.failed] if app.failed else plans
 
     def _router(self, app: str, deployment: str) -> Router:
         """Return the router of a deployment; the one that old handles still hold, if there is one."""
@@ -349,14 +441,43 @@ class Controller:
             return app is not None
         return app.version is not None and any(pool.pending for pool in app.version.pools)
 
-    def _turn(self, name: str) -> Lock:
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """Wait until nobody else changes the app, and let nobody until the end of the block."""
         with self._lock:
-            return self._turns.setdefault(name, self._kernel.lock())
+            turn = self._turns.setdefault(name, _Turn(self._kernel.lock()))
+            turn.wanted += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._lock:
+                turn.wanted -= 1
+                if not turn.wanted:
+                    del self._turns[name]
 
     @staticmethod
     def _asks_from_inside(app: str) -> bool:
-        replica = REPLICA.get(None)
+        replica = inheritance.get()
         return replica is not None and replica.app_name == app
+
+    def _is_starting_itself(self, name: str) -> bool:
+        """Whether the code that asks is of a version that is being brought up, which waits for that code in turn."""
+        replica, app = inheritance.get(), self._apps.get(name)
+        coming = None if app is None else app.coming
+        return (
+            replica is not None
+            and coming is not None
+            and (replica.app_name, replica.code_version) == (name, coming.code_version)
+        )
+
+
+class _Turn:
+    """Who may change an app."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+        self.wanted = 0  # guarded by the controller's lock; those who have it or wait for it
 
 
 class Retirement:
@@ -380,6 +501,8 @@ class Retirement:
                 pool.close(self._reason)
             for pool in level:
                 pool.stop(self._kernel.now() if self._is_hurried else deadline)
+        for reservation in self.version.reservations:
+            reservation.release()
 
     def finish(self) -> None:
         """Tell who waits."""
@@ -408,6 +531,21 @@ class Retirement:
             pool.hurry()
 
 
+def _asks(plan: Plan) -> list[Ask]:
+    """Return what a plan's deployments reserve; nothing for those that ask for nothing."""
+    asks = []
+    for planned in plan.deployments:
+        name = f"{plan.app}/{planned.name}"
+        demand = Demand.of(name, planned.config.ray_actor_options)
+        if not demand.is_empty:
+            asks.append(Ask(name, demand, planned.config.initial_replicas))
+    return asks
+
+
+def _worded(asks: list[Ask]) -> str:
+    return ", ".join(f"{ask.replicas} x {ask.demand!r} for {ask.deployment}" for ask in asks)
+
+
 def _failure(pool: Pool) -> ReplicaStartError | None:
     try:
         pool.wait_started()
@@ -423,7 +561,7 @@ def _explain(error: BaseException) -> str:
 
 
 def _overview(app: App) -> ApplicationStatusOverview:
-    version = app.version or app.coming or app.failed
+    version = app.version or app.coming
     pools = version.pools if version else []
     is_unhealthy = app.status is ApplicationStatus.RUNNING and any(pool.trouble for pool in pools)
     return ApplicationStatusOverview(
@@ -431,26 +569,32 @@ def _overview(app: App) -> ApplicationStatusOverview:
         message=app.message,
         last_deployed_time_s=app.deployed_at,
         route_prefix=app.route_prefix,
-        deployments={pool.name: _deployment_overview(app, pool) for pool in pools},
+        deployments={pool.name: _deployment_overview(app, pool) for pool in pools}
+        or {planned.name: _failed_overview(app, planned.name) for planned in (app.failed.deployments if app.failed else ())},
+    )
+
+
+def _failed_overview(app: App, deployment: str) -> DeploymentStatusOverview:
+    """Return what is left of a deployment of an app that did not come up."""
+    is_culprit = deployment == app.failed_deployment
+    return DeploymentStatusOverview(
+        status=DeploymentStatus.DEPLOY_FAILED if is_culprit else DeploymentStatus.UPDATING,
+        status_trigger=DeploymentStatusTrigger.REPLICA_STARTUP_FAILED
+        if is_culprit
+        else DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
+        replica_states={},
+        message=app.message if is_culprit else "",
     )
 
 
 def _deployment_overview(app: App, pool: Pool) -> DeploymentStatusOverview:
-    if pool.name == app.failed_deployment and app.version is None:
-        return DeploymentStatusOverview(
-            status=DeploymentStatus.DEPLOY_FAILED,
-            status_trigger=DeploymentStatusTrigger.REPLICA_STARTUP_FAILED,
-            replica_states={},
-            message=app.message,
-        )
+    states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
     if app.version is None:
-        states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
         return DeploymentStatusOverview(
             status=DeploymentStatus.UPDATING,
             status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
             replica_states={state: count for state, count in states.items() if count},
         )
-    states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
     return DeploymentStatusOverview(
         status=DeploymentStatus.UNHEALTHY if pool.trouble else DeploymentStatus.HEALTHY,
         status_trigger=DeploymentStatusTrigger.HEALTH_CHECK_FAILED

@@ -14,7 +14,7 @@ from threadserve.router.router import Limits
 from threadserve.runtime.health import HealthProbe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from threadserve.app.graph import PlannedDeployment
     from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
@@ -29,6 +29,7 @@ _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
 _REPLACEMENT_ATTEMPTS = 20
 _STOP_S = 1.0
+_MOMENT_S = 0.05  # for the replicas that come after one that used up all of the time
 
 
 class Pool:
@@ -46,12 +47,14 @@ class Pool:
         planned: PlannedDeployment,
         arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
         version: str,
+        gpu_ids: Sequence[tuple[str, ...]] = (),
     ) -> None:
         self._kernel = kernel
         self._planned = planned
         self._config = planned.config
         self._arguments = arguments
         self._version = version
+        self._gpu_ids = gpu_ids
         self._opening: int | None = None
         self._started = kernel.waiter()
         self._lock = kernel.lock()
@@ -127,12 +130,22 @@ class Pool:
                 f"a replica of {self.router.name} could not start: {type(failure).__name__}: {failure}"
             ) from failure
 
-    def seat(self, predecessor: Pool | None = None) -> None:
-        """Give the requests to the replicas of this pool, and no more to those of `predecessor`."""
+    def call_off(self) -> None:
+        """Let ``wait_started`` return though replicas are still starting."""
+        self._started.set()
+
+    def seat(self, *predecessors: Pool) -> None:
+        """Give the requests to the replicas of this pool, and no more to those of `predecessors`."""
         with self._lock:
             self._is_seated = True
             seats = list(self.seats)
-        self.router.replace(predecessor.seats if predecessor else (), seats)
+        self.router.replace([seat for pool in predecessors for seat in pool.unseat()], seats)
+
+    def unseat(self) -> list[Seat]:
+        """Give no seat to those that will replace lost replicas; the seats there are come back."""
+        with self._lock:
+            self._is_seated = False
+            return list(self.seats)
 
     def _start(self, rank: int) -> None:
         replica = self._make(rank)
@@ -148,18 +161,21 @@ class Pool:
             rank=rank,
             world_size=self._config.initial_replicas,
             code_version=self._version,
+            gpu_ids=self._gpu_ids[rank] if self._gpu_ids else (),
         )
 
     def _bring_up(self, replica: ThreadReplica, attempts: int) -> None:
         """Start a replica of the first set."""
         failure = self._attempt(replica, attempts)
-        if failure is not None:
+        with self._lock:
+            is_wanted = failure is None and not self._is_stopping  # Ctrl-C may have ended the wait for it
+            if is_wanted:
+                self._settle(replica)
+        if not is_wanted:
             replica.stop(_STOP_S)
         with self._lock:
             self._pending -= 1
-            if failure is None:
-                self._settle(replica)
-            else:
+            if failure is not None:
                 self._failures.append(failure)
             is_last = not self._pending
         if is_last:
@@ -281,7 +297,7 @@ class Pool:
         for seat in seats:
             self._put_away(seat, deadline)
         for keeper in keepers:
-            keeper.join(max(0.0, deadline - self._kernel.now()) + _STOP_S)
+            keeper.join(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now()))
 
     def hurry(self) -> None:
         """Let a drain that is under way end at once; what runs is abandoned."""
@@ -300,5 +316,5 @@ class Pool:
             _log.error("%s.%s was given up: %s", self.router.name, request.method, reason)
 
     def _put_away(self, seat: Seat, deadline: float) -> None:
-        for stuck in seat.replica.stop(max(0.0, deadline - self._kernel.now()) + _STOP_S):
+        for stuck in seat.replica.stop(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now())):
             _log.error("replica %s would not stop and is abandoned: %s", seat.replica.name, stuck)

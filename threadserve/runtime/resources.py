@@ -116,7 +116,7 @@ class Totals:
         Raises:
             ConfigError: More GPUs are given than ``CUDA_VISIBLE_DEVICES`` names.
         """
-        amounts = {"CPU": _cores() * UNIT, "memory": _memory() * UNIT} | given
+        amounts = {"CPU": _cores() * UNIT, "memory": _memory() * UNIT, **given}
         gpu_ids = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
         if (gpus := amounts.pop("GPU", None)) is not None:
             gpu_ids = _first_gpus(gpu_ids, gpus // UNIT)
@@ -182,8 +182,8 @@ class Ledger:
     Nothing here waits for anybody: who gets None leaves a subscriber, is told of the next release, and asks
     again. All who wait are told, since what came back may suit any of them; so there is no order among them.
 
-    The machine is looked up by the first call. Its GPUs are by the first that asks for one: where the environment
-    does not name them that runs nvidia-smi, which takes a moment. No other call blocks.
+    The first call looks at the machine. The first that asks for a GPU looks for GPUs: where the environment
+    does not name them, that runs nvidia-smi and takes a moment. No other call blocks.
     """
 
     def __init__(self, kernel: Kernel, resources: Mapping[str, object] | None = None) -> None:
@@ -321,7 +321,7 @@ class Ledger:
 
 
 def place(asks: Sequence[Ask], totals: Totals, held: Iterable[Reservation]) -> list[tuple[str, ...]] | None:
-    """Return the GPUs for each replica of each ask, in order; None where they do not fit beside what is held."""
+    """Return the GPUs for each replica of each ask, in order; None if they do not fit beside what is held."""
     held = list(held)
     taken = _sum(reservation.demand for reservation in held)
     for ask in asks:
@@ -361,19 +361,20 @@ def _refusal(asks: Sequence[Ask], totals: Totals) -> ResourceError:
     end = next(end for end in range(1, len(asks) + 1) if place(asks[:end], totals, ()) is None)
     culprit = asks[end - 1]
     one = culprit._replace(replicas=1)
-    if place([one], totals, ()) is None:
-        guilty, who = [one], "one replica asks for"
-    elif place([culprit], totals, ()) is None:
-        guilty, who = [culprit], f"{culprit.replicas} replicas together ask for"
-    else:
-        others = ", ".join(ask.deployment for ask in asks[: end - 1])
-        guilty, who = list(asks[:end]), f"together with {others} it asks for"
+    guilty = next(part for part in ([one], [culprit], asks[:end]) if place(part, totals, ()) is None)
     asked = Counter[str]()
     for ask in guilty:
         asked.update(ask.units)
     resource = next((name for name, units in asked.items() if units > totals.of(name)), "GPU")
     is_gap = asked[resource] <= totals.of(resource)
     limit = "; a fraction must fit on one GPU, and a whole one is not shared" if is_gap else ""
+    if len(guilty) > 1:
+        others = [ask.deployment for ask in guilty[:-1] if resource in ask.units]
+        who = f"together with {', '.join(others)} it asks for"
+    elif guilty[0].replicas > 1:
+        who = f"{culprit.replicas} replicas together ask for"
+    else:
+        who = "one replica asks for"
     return ResourceError(
         f"{culprit.deployment} can never start: {who} {_worded({resource: asked[resource]})}, and there are "
         f"{_number(totals.of(resource))}{limit}; ask for less, or say what there is: "
@@ -458,7 +459,7 @@ def _memory() -> int:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # this system does not tell: then it must be given
         return 0
-    return max(0, min(physical, *memory_limits(), physical))
+    return max(0, min([physical, *memory_limits()]))
 
 
 def memory_limits(root: Path = Path("/")) -> list[int]:
@@ -481,7 +482,7 @@ def memory_limits(root: Path = Path("/")) -> list[int]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -517,7 +518,9 @@ def installed_gpus() -> tuple[str, ...]:
 
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=LOOK_S, check=False).stdout
+        told = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOOK_S, check=False
+        ).stdout.decode(errors="replace")
     except OSError:
         return ()
     except subprocess.TimeoutExpired:
