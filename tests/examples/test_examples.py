@@ -47,7 +47,7 @@ def test_compose() -> None:
 
 @pytest.mark.slow
 def test_stream() -> None:
-    words = "so much depends upon a red wheel barrow".split()
+    words = ["so", "much", "depends", "upon", "a", "red", "wheel", "barrow"]
 
     assert run("stream").splitlines() == [
         *(f"{number}: {word}" for number, word in enumerate(words, 1)),

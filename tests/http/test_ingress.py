@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.background import BackgroundTask
-from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 import threadserve as serve
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from starlette.requests import Request
 
     from tests.http.conftest import Until, Web
 
@@ -110,9 +111,10 @@ def test_an_ingress_that_takes_nothing_gets_nothing(web: Web) -> None:
     async def coroutine() -> str:
         return "decorated coroutine"
 
+    client = web.start()
     apps = [serve.deployment(Nothing), serve.deployment(AsyncNothing), function, coroutine]
     for number, each in enumerate(apps):
-        client = web.serve(each.bind(), name=f"app{number}", prefix=f"/{number}")
+        web.serve(each.bind(), name=f"app{number}", prefix=f"/{number}")
 
     texts = [client.get(f"/{number}").text for number in range(len(apps))]
 
@@ -279,9 +281,10 @@ class SyncStreaming(Streaming):
 
 
 @pytest.mark.parametrize("ingress", [Streaming, SyncStreaming])
-def test_both_kinds_of_ingress_stream_all_kinds_of_bodies(web: Web, ingress: type[Streaming]) -> None:
+def test_both_kinds_of_ingress_stream_all_kinds_of_bodies(web: Web, ingress: Any) -> None:
     counter = serve.deployment(Counter).bind()
-    client = web.serve(serve.deployment(ingress).bind(counter))
+    deployed: Any = serve.deployment(ingress)
+    client = web.serve(deployed.bind(counter))
     whole = "".join(Counter().count(200))
 
     for path in ("/handle", "/ahandle", "/generator", "/agenerator", "/reyield", "/areyield"):
@@ -358,7 +361,7 @@ def test_a_stream_holds_its_slot_to_the_last_byte(web: Web, until: Until) -> Non
         return StreamingResponse(body())
 
     client = web.serve(ingress.bind())
-    router = serve.get_app_handle("default")._router
+    router: Any = serve.get_app_handle("default")._router
 
     with client.stream("GET", "/") as response:
         chunks = response.iter_raw()
@@ -436,9 +439,10 @@ def test_a_client_that_leaves_stops_the_stream(
         async def __call__(self) -> Response:  # type: ignore[override]
             return super().__call__()
 
-    cls = {"sync": Sync, "async": Async}[ingress]
-    web.serve(serve.deployment(cls).bind(serve.deployment(Endless).bind()))
-    router = serve.get_app_handle("default")._router
+    cls: Any = {"sync": Sync, "async": Async}[ingress]
+    deployed: Any = serve.deployment(cls)
+    web.serve(deployed.bind(serve.deployment(Endless).bind()))
+    router: Any = serve.get_app_handle("default")._router
     connection = web.ask()
     received = b""
     while b"first" not in received:
@@ -473,9 +477,10 @@ def test_a_slow_client_slows_the_producer(web: Web, ingress: str) -> None:
         async def __call__(self) -> Response:  # type: ignore[override]
             return super().__call__()
 
-    cls = {"sync": Sync, "async": Async}[ingress]
+    cls: Any = {"sync": Sync, "async": Async}[ingress]
     producer = serve.deployment(Producer, stream_buffer_size=2).bind()
-    client = web.serve(serve.deployment(cls, stream_buffer_size=2).bind(producer))
+    deployed: Any = serve.deployment(cls, stream_buffer_size=2)
+    client = web.serve(deployed.bind(producer))
 
     with client.stream("GET", "/") as response:
         standstill = 0

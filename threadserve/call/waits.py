@@ -78,7 +78,7 @@ def knot(picture: Picture[K]) -> list[K]:
 def _waits(picture: Picture[K]) -> dict[K | _Queue, Collection[K | _Queue]]:
     """Return, for all who wait, those any of whom could let them go on."""
     waits: dict[K | _Queue, Collection[K | _Queue]] = {}
-    waits.update(picture.needs)
+    waits.update(picture.needs.items())
     waits.update((key, (_Queue(name),)) for key, name in picture.queued.items())
     waits.update((_Queue(name), holders) for name, holders in picture.holders.items())
     return waits

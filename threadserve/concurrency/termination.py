@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from threadserve.concurrency.waiter import Waiter
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
     from typing import Self
 
 __all__ = ["Termination"]
@@ -32,7 +32,7 @@ class Termination:
         self._former: Any = signal.SIG_DFL
 
     def __enter__(self) -> Self:
-        self._former = signal.signal(signal.SIGTERM, lambda *_: self._waiter.set())
+        self._former = signal.signal(signal.SIGTERM, self._end)
         return self
 
     def __exit__(
@@ -40,6 +40,9 @@ class Termination:
     ) -> bool:
         signal.signal(signal.SIGTERM, self._former)
         return isinstance(error, KeyboardInterrupt)
+
+    def _end(self, _signum: int, _frame: FrameType | None) -> None:
+        self._waiter.set()
 
     def wait(self) -> None:
         """Block until the process is told to end."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from types import AsyncGeneratorType, GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -114,15 +114,14 @@ def response_of(value: Any) -> Response:
         TypeError: `value` is nothing that can be sent; the message says what to do instead.
         ValueError: JSON cannot say it, a list that contains itself for one.
     """
-    match value:
-        case Response():
-            return value
-        case str():
-            return text(value)
-        case bytes() | bytearray() | memoryview():
-            return Response(bytes(value), headers={"content-type": "text/plain"})
-        case None:
-            return Response(b"", headers={"content-type": "text/plain"})
+    if isinstance(value, Response):
+        return value
+    if isinstance(value, str):
+        return text(value)
+    if value is None:
+        value = b""
+    if isinstance(value, (bytes, bytearray)):
+        return Response(bytes(value), headers={"content-type": "text/plain"})
     _refuse_generator(value)
     return Response(encode(value), media_type="application/json")
 
@@ -147,8 +146,9 @@ def messages_of(response: Response) -> tuple[Message, ...]:
 
 def _refuse_generator(value: Any) -> None:
     if isinstance(value, (GeneratorType, AsyncGeneratorType, DeploymentResponseGenerator)):
+        kind = cast("object", value).__class__.__name__
         raise TypeError(
-            f"the handler is a generator, or returned one ({type(value).__name__}), which HTTP cannot send: "
+            f"the handler is a generator, or returned one ({kind}), which HTTP cannot send: "
             "return starlette.responses.StreamingResponse(generator)"
         )
 
@@ -179,12 +179,12 @@ def _dump(value: Any) -> bytes:
 def _simplify(value: Any) -> Any:
     """Say `value`, which json does not know, one step simpler."""
     _refuse_generator(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    cls = cast("Any", type(value))
+    if dataclasses.is_dataclass(cls):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(cls)}
     for types, simplify in _SIMPLER:
         if isinstance(value, types):
             return simplify(value)
-    cls = type(value)
     if hasattr(cls, "model_dump"):  # pydantic's models
         return value.model_dump(mode="json", by_alias=True)
     if hasattr(cls, "tolist"):  # numpy's arrays and scalars
@@ -217,18 +217,21 @@ _SENDABLE = "return str, bytes, what JSON can say, a dataclass, a pydantic model
 
 def _with_plain_keys(value: Any) -> Any:
     """Return `value` with the keys of its dicts made into what JSON allows there."""
-    match value:
-        case dict():
-            return {_key(key): _with_plain_keys(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_with_plain_keys(inner) for inner in value]
-        case str() | int() | float() | None:
-            return value
-    return _with_plain_keys(_simplify(value))
+    if isinstance(value, _DICTS):
+        return {_key(key): _with_plain_keys(inner) for key, inner in value.items()}
+    if isinstance(value, _LISTS):
+        return [_with_plain_keys(inner) for inner in value]
+    return value if isinstance(value, _PLAIN) else _with_plain_keys(_simplify(value))
 
 
 def _key(key: Any) -> Any:
-    return key if isinstance(key, (str, int, float, type(None))) else _key(_simplify(key))
+    return key if isinstance(key, _PLAIN) else _key(_simplify(key))
+
+
+# What JSON knows by itself.
+_PLAIN: tuple[type[Any], ...] = (str, int, float, type(None))
+_LISTS: tuple[type[Any], ...] = (list, tuple)
+_DICTS: tuple[type[Any], ...] = (dict,)
 
 
 # The way out: errors.
@@ -249,4 +252,5 @@ def error_response(error: BaseException, ingress: str) -> Response:
             return text(str(error), 503)
         case RequestTimeoutError() if error.deployment == ingress:
             return text(f"Request {error.request_id} timed out after {error.elapsed_s:.3g} s.", 408)
-    return Response("Internal Server Error", 500)
+        case _:
+            return Response("Internal Server Error", 500)

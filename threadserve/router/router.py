@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.waiter import deliver
-from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError, RequestError
+from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import Inputs, has_inputs
 from threadserve.router.seats import Seat, Seats
 
@@ -243,8 +243,8 @@ class Router:
         """Take over `request` and see to its answer. Never blocks, never raises."""
         try:
             waits = has_inputs(request)
-        except RequestError as error:
-            request.answer(Error(error))
+        except Exception as error:  # a refusal, or what a class raises that does not want to be looked at
+            request.answer(Error(error.with_traceback(None)))  # whose frames hold the arguments
             return
         if not waits:
             deliver(self.admit(request))

@@ -77,6 +77,11 @@ class Version:
         """All pools, children first."""
         return [pool for level in self.levels for pool in level]
 
+    def has_yet_to_seat(self, deployment: str) -> bool:
+        """Whether it has the deployment, but no replicas of it that take requests."""
+        is_in_it = any(planned.name == deployment for planned in self.plan.deployments)
+        return is_in_it and not any(pool.is_seated for pool in self.pools if pool.name == deployment)
+
     def call_off(self, reason: str) -> None:
         """Let it not come up: whoever waits for it, for resources or for its replicas, goes on with DeployError."""
         self.called_off = reason
@@ -118,7 +123,7 @@ class Controller:
         self._handles: dict[tuple[str, str], DeploymentHandle[Any]] = {}  # guarded by _lock
         self._going: dict[Retirement, None] = {}  # guarded by _lock
         self._is_closed = False  # guarded by _lock
-        self._watch = DeadlockWatch(kernel, self._routers, self._is_changing)
+        self._watch = DeadlockWatch(kernel, self._pools, self._is_being_replaced)
         kernel.errands.start()
 
     def __repr__(self) -> str:
@@ -398,8 +403,7 @@ class Controller:
     def running(self) -> list[str]:
         """Name what runs at this moment, as ``app/deployment.method``."""
         with self._lock:
-            versions = [app.version for app in self._apps.values() if app.version]
-            versions += [retirement.version for retirement in self._going]
+            versions = self._versions()
         seats = [(pool.router.name, seat) for version in versions for pool in version.pools for seat in pool.seats]
         return [f"{name}.{request.method}" for name, seat in seats for request in list(seat.running) if request.state is not ANSWERED]
 
@@ -428,18 +432,20 @@ class Controller:
             router.on_wait = self._watch.notice
             return router
 
-    def _routers(self) -> list[Router]:
-        """Return the routers of what runs and of what is on its way out."""
-        with self._lock:
-            versions = [version for app in self._apps.values() for version in (app.version, app.coming) if version]
-            versions += [retirement.version for retirement in self._going]
-        return list({pool.router: None for version in versions for pool in version.pools})
+    def _versions(self) -> list[Version]:
+        """Return what runs, what is coming and what is on its way out; the lock is held."""
+        versions = [version for app in self._apps.values() for version in (app.version, app.coming) if version]
+        return versions + [retirement.version for retirement in self._going]
 
-    def _is_changing(self, name: str) -> bool:
-        app = self._apps.get(name)
-        if app is None or app.coming is not None:
-            return app is not None
-        return app.version is not None and any(pool.pending for pool in app.version.pools)
+    def _pools(self) -> list[Pool]:
+        with self._lock:
+            return [pool for version in self._versions() for pool in version.pools]
+
+    def _is_being_replaced(self, router: Router) -> bool:
+        """Whether a version is coming that has yet to put its replicas behind `router`. Takes no lock: those of all routers are held."""
+        app = self._apps.get(router.app)
+        coming = None if app is None else app.coming
+        return coming is not None and coming.has_yet_to_seat(router.deployment)
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:

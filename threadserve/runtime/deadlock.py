@@ -2,36 +2,43 @@
 
 A body that waits for requests, without a timeout, has the watch told. A tenth of a second later the watch takes one picture
 of all routers, holding all their locks (in the order of their names; nobody else ever holds two), and asks ``call/waits.py``
-which requests are stuck. Being stuck is stable, so one picture is proof. The youngest wait among them gets DeadlockError;
-that may free the others, so the watch looks again until nobody is stuck.
+who holds whom. Being stuck is stable, so one picture is proof. Where there is a knot, its youngest wait gets DeadlockError:
+that may free all others, and those who only wait for the knot, however many, have done nothing wrong. Then the watch
+looks again, until nobody is stuck.
 
-Each wait is looked at once, when it is a tenth of a second old: a deadlock is completed by the last wait that joins it. Nothing
-runs when no body waits, and a wait that ends in time has cost two stores.
+Mostly it is the last wait to join that completes a deadlock, but not always: an argument arrives, and what is left to wait
+for is stuck; a replica could not be replaced after all. So a wait is looked at again each time its age has
+doubled. Nothing runs when no body waits, and a wait that ends in time has cost two stores.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED
 from threadserve.call.response import DeploymentResponse, request_of
-from threadserve.call.waits import Picture, stuck
+from threadserve.call.waits import Picture, knot
+from threadserve.concurrency.future import is_future
 from threadserve.concurrency.loops import may_time_out, stack_of_task
 from threadserve.concurrency.threads import stack_of_thread
 from threadserve.errors import DeadlockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from threadserve.call.request import Request, Wait
-    from threadserve.concurrency.kernel import Kernel
+    from threadserve.concurrency.kernel import Kernel, Timer
     from threadserve.router.router import Holdings, Router
+    from threadserve.runtime.pool import Pool
 
 __all__ = ["PATIENCE_S", "DeadlockWatch"]
 
 PATIENCE_S = 0.1
 """How long a wait lasts before it is looked at, in seconds."""
+
+_SHOWN = 20
 
 
 class DeadlockWatch:
@@ -39,113 +46,131 @@ class DeadlockWatch:
 
     Args:
         kernel: Whose clock and timers to use.
-        routers: Returns the routers of the deployments that take requests.
-        is_changing: Whether an app's replicas are being started or replaced, so that slots may still come.
+        pools: Returns the pools of all deployments that have or may get replicas.
+        is_being_replaced: Whether the replicas behind a router are about to be; asked with the locks of all routers held.
     """
 
     def __init__(
-        self, kernel: Kernel, routers: Callable[[], Iterable[Router]], is_changing: Callable[[str], bool]
+        self, kernel: Kernel, pools: Callable[[], Sequence[Pool]], is_being_replaced: Callable[[Router], bool]
     ) -> None:
         self._kernel = kernel
-        self._routers = routers
-        self._is_changing = is_changing
+        self._pools = pools
+        self._is_being_replaced = is_being_replaced
         self._lock = kernel.lock()
-        self._is_armed = False  # guarded by _lock
+        self._alarm: Timer | None = None  # guarded by _lock, as all below
+        self._next = math.inf
+        self._last = -math.inf
 
     def notice(self) -> None:
         """Be told that a body has begun to wait. Never blocks."""
+        self._look_at(self._kernel.now() + PATIENCE_S)
+
+    def _look_at(self, moment: float) -> None:
+        """Look at `moment`, if not before."""
         with self._lock:
-            if self._is_armed:
+            if self._next <= moment:
                 return
-            self._is_armed = True
-        self._kernel.call_at(self._kernel.now() + PATIENCE_S, lambda: self._kernel.errands.post(self._look))
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._next = moment
+            self._alarm = self._kernel.call_at(moment, lambda: self._kernel.errands.post(self._look))
 
     def _look(self) -> None:
-        """Look at the waits that are old enough, and come back for those that are not yet."""
+        """Look, if a wait is due for it, and see when the next one will be."""
+        now = self._kernel.now()
         with self._lock:
-            self._is_armed = False  # before looking: a wait that begins now is seen, or arms anew
-        is_due, is_early = self._take_stock()
-        while is_due:
-            victim = self._resolve()
-            if victim is None:
-                break
-        if is_early:
-            self.notice()
+            last, self._last = self._last, now
+            self._next, self._alarm = math.inf, None  # before looking: a wait that begins now is seen, or sets it anew
+        looks = [_looks(wait.since, now) for wait in self._waits()]
+        if any(last < due <= now for due, _ in looks):
+            while self._resolve():
+                pass
+        if looks:
+            self._look_at(max(now + PATIENCE_S, min(following for _, following in looks)))
 
-    def _take_stock(self) -> tuple[bool, bool]:
-        """Say whether some wait is due to be looked at, and whether some is too young for it."""
-        due = self._kernel.now() - PATIENCE_S * 0.9
-        is_due = is_early = False
-        for router in self._routers():
+    def _waits(self) -> list[Wait]:
+        found: list[Wait] = []
+        for router in {pool.router: None for pool in self._pools()}:
             with router.lock:
-                waits = [request.wait for request in router.holds().running]
-            for wait in waits:
-                if wait is None or wait.is_known:
-                    continue
-                if wait.since <= due:
-                    is_due = wait.is_known = True
-                else:
-                    is_early = True
-        return is_due, is_early
+                found += [request.wait for request in router.holds().running if request.wait is not None]
+        return found
 
-    def _resolve(self) -> Request | None:
-        """End the youngest of the waits that can never end, if there is one; the request that waits comes back."""
-        routers = sorted(self._routers(), key=lambda router: router.name)
+    def _resolve(self) -> bool:
+        """End a wait that can never end; False when there is none."""
+        pools = self._pools()
+        routers = sorted({pool.router for pool in pools}, key=lambda router: router.name)
         with ExitStack() as locks:
             for router in routers:
                 locks.enter_context(router.lock)
-            picture, waits = _draw({router.name: router.holds() for router in routers}, self._is_changing)
-            held = stuck(picture)
-            victims = [request for request in held if request in waits]
-            if not victims:
-                return None
-            victim = max(victims, key=lambda request: waits[request].since)
-        waits[victim].fail(_explain(victim, waits, held))
-        return victim
+            holdings = {router.name: router.holds() for router in routers}
+            waits = {request: wait for held in holdings.values() for request in held.running if (wait := _wait_of(request))}
+            shut = {
+                router.name
+                for router in routers
+                if not (holdings[router.name].has_free_slot or self._is_being_replaced(router))
+            } - {pool.router.name for pool in pools if pool.is_growing}
+        # The picture is taken. What follows may call code of the user's, and what it finds to be stuck stays so.
+        waits = {request: wait for request, wait in waits.items() if _is_open_ended(request, wait)}
+        group = knot(_draw(holdings, waits, shut))
+        victims = [request for request in group if request in waits]
+        if not victims:
+            return False
+        victim = max(victims, key=lambda request: waits[request].since)
+        waits[victim].fail(_explain(victim, waits, group))
+        return True
 
 
-def _draw(
-    holdings: dict[str, Holdings], is_changing: Callable[[str], bool]
-) -> tuple[Picture[Request], dict[Request, Wait]]:
-    """Draw who needs whom, from what the routers hold while their locks are held."""
+def _looks(since: float, now: float) -> tuple[float, float]:
+    """Return when a wait that began at `since` was to be looked at last, and when it is to be next: its age doubles."""
+    age = PATIENCE_S
+    while since + age <= now:
+        age *= 2
+    return since + age / 2, since + age
+
+
+def _wait_of(request: Request) -> Wait | None:
+    """Return the wait that a request's body is in, unless it has ended; the locks are held."""
+    wait = request.wait
+    return None if wait is None or wait.error is not None or request.state is ANSWERED or wait.is_ended() else wait
+
+
+def _is_open_ended(request: Request, wait: Wait) -> bool:
+    """Whether no timer is about to end `wait`. It is looked at again last: the timer may have rung since the picture."""
+    return not may_time_out(request.runner) and request.wait is wait
+
+
+def _draw(holdings: dict[str, Holdings], waits: dict[Request, Wait], shut: set[str]) -> Picture[Request]:
+    """Draw who needs whom. Only a queue before slots that are all held by waits is drawn: in any other all can move."""
     picture: Picture[Request] = Picture()
-    waits: dict[Request, Wait] = {}
     for name, held in holdings.items():
-        for request in held.waiting:
-            inputs = _inputs(request)
-            if inputs:
-                picture.needs[request] = inputs
-        for request in held.running:
-            wait = request.wait
-            if wait is None or wait.error is not None or request.state is ANSWERED or wait.is_ended():
-                continue
-            if may_time_out(request.runner):
-                continue
-            picture.needs[request] = wait.needs
-            waits[request] = wait
-        if not held.has_free_slot and not is_changing(name.partition("/")[0]):
+        picture.needs.update((request, inputs) for request in held.waiting if (inputs := _inputs(request)))
+        picture.needs.update((request, waits[request].needs) for request in held.running if request in waits)
+        if name in shut and all(request in waits for request in held.running):
             picture.holders[name] = held.running
-            picture.queued.update((request, name) for request in held.queued if request.deadline == float("inf"))
-    return picture, waits
+            picture.queued.update((request, name) for request in held.queued if request.deadline == math.inf)
+    return picture
 
 
 def _inputs(request: Request) -> list[Request]:
-    """Return what `request` waits for; nothing where something else could let it go on."""
-    values = (*(request.args or ()), *(request.kwargs or {}).values())
-    inputs = [request_of(value) for value in values if isinstance(value, DeploymentResponse)]
-    if request.deadline != float("inf") or any(input.state is ANSWERED and input.outcome is None for input in inputs):
+    """Return the calls whose answers `request` waits for; nothing where something else will let it go on, or may."""
+    inputs: list[Request] = []
+    for value in (*(request.args or ()), *(request.kwargs or {}).values()):
+        if isinstance(value, DeploymentResponse):
+            inputs.append(request_of(value))
+        elif is_future(value):
+            return []
+    has_failed = any((outcome := input.outcome) is not None and outcome.exception is not None for input in inputs)
+    if has_failed or request.deadline != math.inf:  # it is about to be answered, or will expire
         return []
-    unanswered = [input for input in inputs if input.state is not ANSWERED]
-    others = any(hasattr(value, "add_done_callback") and not isinstance(value, DeploymentResponse) for value in values)
-    return [] if others else unanswered
+    return [input for input in inputs if input.outcome is None]
 
 
-def _explain(victim: Request, waits: dict[Request, Wait], held: Iterable[Request]) -> DeadlockError:
+def _explain(victim: Request, waits: dict[Request, Wait], group: Iterable[Request]) -> DeadlockError:
     """Tell the story of a deadlock, the one who gets it first."""
-    others = sorted((request for request in held if request is not victim), key=lambda request: request.created)
-    lines = [_describe(request, waits.get(request)) for request in (victim, *others[:19])]
-    if len(others) > 19:
-        lines.append(f"... and {len(others) - 19} more")
+    others = sorted((request for request in group if request is not victim), key=lambda request: request.created)
+    lines = [_describe(request, waits.get(request)) for request in (victim, *others[: _SHOWN - 1])]
+    if len(others) >= _SHOWN:
+        lines.append(f"... and {len(others) - _SHOWN + 1} more")
     story = "\n  ".join(lines)
     return DeadlockError(
         f"{victim.router.name}.{victim.method} waits for what can never come: every request that could end the wait waits "

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from threadserve.call.context import DeploymentID
+from threadserve.concurrency.threads import stack_text
 from threadserve.errors import ReplicaStartError
 from threadserve.replica.target import Target
 from threadserve.replica.thread import ThreadReplica
@@ -14,7 +15,7 @@ from threadserve.router.router import Limits
 from threadserve.runtime.health import HealthProbe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from threadserve.app.graph import PlannedDeployment
     from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
@@ -37,7 +38,8 @@ class Pool:
 
     Every start of a replica has a thread of its own. A replica gets no requests until it is seated; one that is lost (it
     failed three health checks, or its code raised SystemExit) loses its seat at once, and another one with the same rank
-    is started in its place. Guarded by ``_lock``, under which nothing is called.
+    is started in its place. Guarded by ``_lock``; under it the router is called and threads are started, so that
+    seats open only while the pool wants them open and nobody who stops the pool overlooks a thread, and nothing else.
     """
 
     def __init__(
@@ -62,14 +64,14 @@ class Pool:
         self._pending = 0
         self._is_seated = False
         self._is_stopping = False
+        self._troubles: dict[int, str] = {}  # rank -> why that replica is missing
+        self._lost: dict[Seat, None] = {}  # until they have been put away
         self._probes: dict[Seat, HealthProbe] = {}
         self._keepers: list[Thread] = []
         self._naps: dict[WaiterLike, None] = {}
         self.router = router
         self.seats: list[Seat] = []
         """Those of the replicas that are up."""
-        self.trouble = ""
-        """Why replicas are missing; empty when none is."""
 
     def __repr__(self) -> str:
         return f"<Pool {self.router.name} {len(self.seats)} up, {self._pending} starting>"
@@ -83,6 +85,21 @@ class Pool:
     def pending(self) -> int:
         """Replicas that are starting."""
         return self._pending
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether replicas are starting that will take requests. Takes no lock; true until they do take them."""
+        return self._pending > 0 and not self._is_stopping
+
+    @property
+    def is_seated(self) -> bool:
+        """Whether its replicas take requests, or would if they were up."""
+        return self._is_seated
+
+    @property
+    def trouble(self) -> str:
+        """Why replicas are missing; empty when none is."""
+        return "; ".join(list(self._troubles.values()))
 
     @property
     def has_failed(self) -> bool:
@@ -136,15 +153,15 @@ class Pool:
 
     def seat(self, *predecessors: Pool) -> None:
         """Give the requests to the replicas of this pool, and no more to those of `predecessors`."""
+        old = [seat for pool in predecessors for seat in pool.unseat()]
         with self._lock:
             self._is_seated = True
-            seats = list(self.seats)
-        self.router.replace([seat for pool in predecessors for seat in pool.unseat()], seats)
+            self.router.replace(old, self.seats)
 
     def unseat(self) -> list[Seat]:
-        """Give no seat to those that will replace lost replicas; the seats there are come back."""
+        """Give no more seats, and start no more replicas; the seats that there are come back."""
         with self._lock:
-            self._is_seated = False
+            self._is_stopping = True
             return list(self.seats)
 
     def _start(self, rank: int) -> None:
@@ -165,19 +182,25 @@ class Pool:
         )
 
     def _bring_up(self, replica: ThreadReplica, attempts: int) -> None:
-        """Start a replica of the first set."""
+        """Start a replica and give it its seat; stop it again if it could not start, or is not wanted any more."""
         failure = self._attempt(replica, attempts)
+        rank = replica.context.rank.rank
         with self._lock:
-            is_wanted = failure is None and not self._is_stopping  # Ctrl-C may have ended the wait for it
+            is_wanted = failure is None and not self._is_stopping
             if is_wanted:
                 self._settle(replica)
+                self._troubles.pop(rank, None)
+            elif failure is not None:
+                self._failures.append(failure)
+                self._troubles[rank] = _story(self._troubles.get(rank), replica, attempts, failure)
         if not is_wanted:
             replica.stop(_STOP_S)
         with self._lock:
-            self._pending -= 1
-            if failure is not None:
-                self._failures.append(failure)
+            self._pending -= 1  # last: until here more slots may come, and a wait for one is no deadlock
             is_last = not self._pending
+            is_dead = is_last and not self.seats and not self._is_stopping
+        if is_dead and self._opening is not None:
+            self.router.close(self.trouble, self._opening)
         if is_last:
             self._started.set()
 
@@ -196,7 +219,7 @@ class Pool:
                 return failure
             delay = min(delay * 2, _LAST_RETRY_S)
 
-    def _settle(self, replica: ThreadReplica) -> Seat:
+    def _settle(self, replica: ThreadReplica) -> None:
         """Make a seat for a replica that is up, and look after it; the lock is held."""
         seat = self.router.seat(replica, self._config.max_ongoing_requests)
         self.seats.append(seat)
@@ -211,52 +234,46 @@ class Pool:
             )
             self._probes[seat] = probe
             probe.start()
-        return seat
+        if self._is_seated:
+            self.router.replace((), (seat,))
 
     # ---- staying up
 
     def _lose(self, seat: Seat, error: BaseException, *, has_died: bool) -> None:
         """Take a replica out and have another one put in its place. Never blocks."""
+        replica = seat.replica
+        trouble = f"replica {replica.name} was lost: {type(error).__name__}: {error}"
         with self._lock:
             if self._is_stopping or seat not in self.seats:
                 return
             self.seats.remove(seat)
+            self._lost[seat] = None
             self._pending += 1
-            self.trouble = f"replica {seat.replica.name} was lost: {type(error).__name__}: {error}"
+            self._troubles[replica.context.rank.rank] = trouble
+            self.router.replace((seat,), ())
             probe = self._probes.pop(seat, None)
-        _log.error("%s", self.trouble)
+            self._keepers += [
+                self._kernel.spawn(f"{replica.name} replace", lambda: self._replace(seat)),
+                self._kernel.spawn(f"{replica.name} dismiss", lambda: self._dismiss(seat)),
+            ]
+        _log.error("%s", trouble)
         if probe is not None:
             probe.stop()
-        self.router.replace((seat,), ())
         if has_died:
-            self.router.abandon(seat, f"replica {seat.replica.name} died of {type(error).__name__}({error})")
-        keeper = self._kernel.spawn(f"{seat.replica.name} replace", lambda: self._replace(seat))
-        with self._lock:
-            self._keepers.append(keeper)
+            self.router.abandon(seat, f"replica {replica.name} died of {type(error).__name__}({error})")
 
     def _replace(self, lost: Seat) -> None:
-        """Start another replica, as often as it takes; let the lost one finish and stop it."""
-        replica = self._make(lost.replica.context.rank.rank)
+        """Start another replica, as often as it takes."""
         attempts = self._config.max_constructor_retry_count or _REPLACEMENT_ATTEMPTS
-        failure = self._attempt(replica, attempts)
-        seat = None
+        self._bring_up(self._make(lost.replica.context.rank.rank), attempts)
+
+    def _dismiss(self, lost: Seat) -> None:
+        """Let a lost replica finish, and stop it."""
+        deadline = self._kernel.now() + self.graceful_shutdown_timeout_s
+        self._drain(lost, deadline)
+        self._put_away(lost, deadline)
         with self._lock:
-            self._pending -= 1
-            if failure is None and not self._is_stopping:
-                seat = self._settle(replica)
-                self.trouble = ""
-            elif failure is not None:
-                self._failures.append(failure)
-                self.trouble += f"; no other could be started, the last of {attempts} attempts failed: {failure!r}"
-            is_dead = not self.seats and not self._pending and not self._is_stopping
-            is_seated = self._is_seated
-        if seat is None:
-            replica.stop(_STOP_S)
-        elif is_seated:
-            self.router.replace((), (seat,))
-        if is_dead and self._opening is not None:
-            self.router.close(self.trouble, self._opening)
-        self._dismiss(lost, self._kernel.now() + self.graceful_shutdown_timeout_s)
+            del self._lost[lost]
 
     def _nap(self, seconds: float) -> bool:
         """Wait before the next attempt; False when there is to be none because the pool stops."""
@@ -297,16 +314,19 @@ class Pool:
         for seat in seats:
             self._put_away(seat, deadline)
         for keeper in keepers:
+            keeper.join(max(0.0, deadline - self._kernel.now()))
+        self.hurry()  # what was lost before has no more time than the others
+        for keeper in keepers:
             keeper.join(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now()))
+            if keeper.is_alive():
+                _log.error("thread %s would not end and is abandoned, at\n%s", keeper.name, stack_text(keeper.ident))
 
     def hurry(self) -> None:
         """Let a drain that is under way end at once; what runs is abandoned."""
-        for seat in list(self.seats):
+        with self._lock:
+            seats = [*self.seats, *self._lost]
+        for seat in seats:
             self.router.hurry(seat)
-
-    def _dismiss(self, seat: Seat, deadline: float) -> None:
-        self._drain(seat, deadline)
-        self._put_away(seat, deadline)
 
     def _drain(self, seat: Seat, deadline: float) -> None:
         if self.router.drain(seat, max(0.0, deadline - self._kernel.now())):
@@ -318,3 +338,9 @@ class Pool:
     def _put_away(self, seat: Seat, deadline: float) -> None:
         for stuck in seat.replica.stop(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now())):
             _log.error("replica %s would not stop and is abandoned: %s", seat.replica.name, stuck)
+
+
+def _story(trouble: str | None, replica: ThreadReplica, attempts: int, failure: BaseException) -> str:
+    """Say why a replica is missing for good."""
+    begun = trouble or f"replica {replica.name} could not be started"
+    return f"{begun}; the last of {attempts} attempts to start {'another' if trouble else 'it'} failed: {failure!r}"
