@@ -412,7 +412,7 @@ def test_a_background_task_that_fails_is_logged(
 
 
 @pytest.mark.parametrize("ingress", ["sync", "async"])
-@pytest.mark.parametrize("body", ["generator", "handle"])
+@pytest.mark.parametrize("body", ["generator", "handle", "reyield"])
 def test_a_client_that_leaves_stops_the_stream(
     web: Web, hang_up: Callable[[socket.socket], None], until: Until, ingress: str, body: str
 ) -> None:
@@ -433,7 +433,8 @@ def test_a_client_that_leaves_stops_the_stream(
         def __call__(self) -> Response:
             if body == "generator":
                 return StreamingResponse(Endless().items())
-            return StreamingResponse(self.endless.options(stream=True).items.remote())
+            items = self.endless.options(stream=True).items.remote()
+            return StreamingResponse(items if body == "handle" else (item for item in items))
 
     class Async(Sync):
         async def __call__(self) -> Response:  # type: ignore[override]

@@ -62,12 +62,17 @@ def block(
         wait = Wait(needs, waiting.router.kernel.now(), subscriber, is_ended)
     is_set = False
     try:
-        if waiting.begin_wait(subscriber, wait):
-            if wait is not None:
-                waiting.router.watch()
+        if wait is None:
+            may_wait = waiting.subscribe(subscriber)
+        elif may_wait := waiting.begin_wait(subscriber, wait):
+            waiting.router.watch()
+        if may_wait:
             is_set = waiter.wait(timeout)
     finally:
-        waiting.end_wait(subscriber)
+        if wait is None:  # another thread's wait than the body's, perhaps, which is then the one to be seen
+            waiting.forget(subscriber)
+        else:
+            waiting.end_wait(subscriber)
     if wait is not None and wait.error is not None:
         raise wait.error
     check_cancelled()
@@ -103,9 +108,18 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
 
     Ctrl-C cancels the request and goes on as KeyboardInterrupt. A checkpoint; see ``block``.
     """
-    if request.state is ANSWERED:
-        check_cancelled()
-        return True
+    now = request.router.kernel.now
+    end = None if timeout is None else now() + timeout
+    while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
+        left = None if end is None else end - now()
+        if left is not None and left <= 0:
+            return False
+        _wait_once(request, left)
+    check_cancelled()
+    return True
+
+
+def _wait_once(request: Request, timeout: float | None) -> None:
     waiter = request.router.kernel.waiter()
     subscriber = ThreadWaiter(waiter)
     try:
@@ -116,7 +130,6 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
         raise
     finally:
         request.forget(subscriber)
-    return request.state is ANSWERED
 
 
 async def wait_for_async(request: Request) -> None:

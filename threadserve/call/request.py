@@ -221,9 +221,10 @@ class Request:
             own = min(own, bound)
             inherited = math.inf if parent is None else parent.deadline
         self.deadline = min(own, inherited)
-        if parent is not None and not parent._adopt(self):
+        is_child = parent is not None and parent._adopt(self)
+        if parent is not None and not is_child and not parent.is_over:
             self.answer(self._cancellation())
-        elif self._parent is None or own < inherited:  # otherwise the parent's expiry comes down the tree
+        elif not is_child or own < inherited:  # otherwise the parent's expiry comes down the tree
             self._set_alarm()
 
     def _set_alarm(self) -> None:
@@ -234,16 +235,14 @@ class Request:
                 timer.cancel()
 
     def _adopt(self, child: Request) -> bool:
-        """Make `child` a child of this request; False when this one was cancelled while its body runs on."""
+        """Make `child` a child of this request; False when this one has been answered."""
         with self.router.lock:
-            if self.is_over:
-                return True
             if self.state is ANSWERED:
                 return False
             if self._children is None:
                 self._children = {}
             self._children[child] = None
-        child._parent = self
+            child._parent = self
         return True
 
     def _disown(self, child: Request) -> None:
@@ -305,10 +304,10 @@ class Request:
         self.answer(self._cancellation())
 
     def withdraw(self) -> bool:
-        """Cancel if the body has not begun: True. Otherwise nothing happens: False."""
+        """Cancel if the body has not begun: True, also if it was withdrawn before. Otherwise nothing happens: False."""
         with self.router.lock:
             if self.state is RUNNING or self.state is ANSWERED:
-                return False
+                return isinstance(self.outcome, Withdrawn)
             outcome = Withdrawn(self._cancellation().exception)
             news = self.settle(outcome)
             future = self.future
@@ -480,6 +479,7 @@ class _Aftermath:
         with self._request.router.lock:
             children, self._request._children = self._request._children, None
         for child in children or ():
+            child._parent = None
             if child._timer is None:
                 child._set_alarm()
 

@@ -36,7 +36,7 @@ class CallFuture(concurrent.futures.Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call if it has not been started: True. Otherwise nothing happens: False. Never blocks."""
-        return self._withdraw() or self.cancelled()
+        return self._withdraw()
 
     def complete(self, outcome: Outcome) -> None:
         """Take over how the call ended, unless that has been done. Runs the future's callbacks."""

@@ -33,6 +33,7 @@ class Target:
         self._args = args
         self._kwargs = kwargs
         self.is_class = inspect.isclass(func_or_class)
+        self._looks = _behind_proxies(func_or_class) if self.is_class else func_or_class
         self.servable: Any = None if self.is_class else func_or_class
         """The user's instance, once it is made; a function is its own."""
         self._async_methods = self._find_async_methods()
@@ -41,9 +42,9 @@ class Target:
         """Make the instance; a coroutine to be awaited comes back where ``__init__`` is one."""
         if not self.is_class:
             return None
-        cls, args, kwargs = self._func_or_class, self._args, self._kwargs
+        cls, args, kwargs = self._looks, self._args, self._kwargs
         if not inspect.iscoroutinefunction(cls.__init__):
-            self.servable = cls(*args, **kwargs)
+            self.servable = self._func_or_class(*args, **kwargs)
             return None
         self.servable = cls.__new__(cls, *args, **kwargs)
         return self.servable.__init__(*args, **kwargs)
@@ -92,7 +93,7 @@ class Target:
 
     def has(self, method: str) -> bool:
         """Whether the user's class has `method`."""
-        return self.is_class and inspect.getattr_static(self._func_or_class, method, None) is not None
+        return self.is_class and inspect.getattr_static(self._looks, method, None) is not None
 
     def finalize(self) -> Any:
         """Call the instance's ``__del__``, if there is one, and see to it that Python does not call it again.
@@ -110,17 +111,17 @@ class Target:
 
     def methods(self) -> tuple[str, ...]:
         """Return the names that can be called, public ones and those with one leading underscore."""
-        names = (name for name in dir(self._func_or_class) if not name.startswith("__"))
-        found = [name for name in names if _is_method(inspect.getattr_static(self._func_or_class, name, None))]
-        if hasattr(self._func_or_class, "__call__") and self.is_class and "__call__" in _members(self._func_or_class):
+        names = (name for name in dir(self._looks) if not name.startswith("__"))
+        found = [name for name in names if _is_method(inspect.getattr_static(self._looks, name, None))]
+        if self.is_class and "__call__" in _members(self._looks):
             found.insert(0, "__call__")
         return tuple(found)
 
     def _find_async_methods(self) -> frozenset[str]:
         if not self.is_class:
-            is_async = _begins_async(self._func_or_class)
+            is_async = _begins_async(self._looks)
             return frozenset(("__call__",) if is_async else ())
-        members = {name: inspect.getattr_static(self._func_or_class, name, None) for name in dir(self._func_or_class)}
+        members = {name: inspect.getattr_static(self._looks, name, None) for name in dir(self._looks)}
         return frozenset(name for name, member in members.items() if _begins_async(member))
 
     def _refuse(self, request: Request) -> NoReturn:
@@ -138,6 +139,13 @@ class Target:
 
 def _done(servable: object) -> None:
     """Be the ``__del__`` of what has been finalized."""
+
+
+def _behind_proxies(cls: Any) -> Any:
+    """Return the class that `cls` is, or transparently stands in for."""
+    while not issubclass(type(cls), type):
+        cls = cls.__wrapped__
+    return cls
 
 
 def _members(cls: Any) -> set[str]:

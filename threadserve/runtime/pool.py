@@ -155,8 +155,8 @@ class Pool:
         """Give the requests to the replicas of this pool, and no more to those of `predecessors`."""
         old = [seat for pool in predecessors for seat in pool.unseat()]
         with self._lock:
-            self._is_seated = True
             self.router.replace(old, self.seats)
+            self._is_seated = True  # last, as where it is said of one replica that it has come up
 
     def unseat(self) -> list[Seat]:
         """Give no more seats, and start no more replicas; the seats that there are come back."""
