@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from report import is_smoke, microseconds, table
 
 import threadserve as serve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 QUESTION = "What do a call and a further hop of a chain cost? (us, median)"
 
@@ -28,8 +32,11 @@ def main() -> None:
     rounds, calls = (3, 20) if is_smoke(QUESTION) else (9, 300)
     with serve.running(increment.bind()) as handle, ThreadPoolExecutor(1) as executor:
         executor_us = microseconds(lambda: executor.submit(lambda: 1).result(), rounds=rounds, calls=calls)
-        chains = {hops: microseconds(lambda: chain(handle, hops), rounds=rounds, calls=calls) for hops in (1, 2, 4, 8)}
-    rows: list[list[object]] = [["executor, one call", executor_us, 1.0]]
+        chains = {
+            hops: microseconds(partial(chain, handle, hops), rounds=rounds, calls=calls)
+            for hops in (1, 2, 4, 8)
+        }
+    rows: list[Sequence[object]] = [["executor, one call", executor_us, 1.0]]
     rows += [[f"chain of {hops}", cost, cost / executor_us] for hops, cost in chains.items()]
     hop = (chains[8] - chains[1]) / 7
     rows.append(["each further hop", hop, hop / executor_us])

@@ -9,7 +9,7 @@ import time
 
 from report import is_smoke, table
 
-QUESTION = "How long from the start of Python to the import, and to the first result? (ms of wall time, median)"
+QUESTION = "How long from the start of Python to the import, and to the first result? (ms, median)"
 
 SCRIPTS = {
     "bare Python": "pass",
@@ -35,7 +35,10 @@ def milliseconds(script: str) -> float:
 
 def main() -> None:
     rounds = 2 if is_smoke(QUESTION) else 15
-    figures = {name: statistics.median(milliseconds(script) for _ in range(rounds)) for name, script in SCRIPTS.items()}
+    figures = {
+        name: statistics.median(milliseconds(script) for _ in range(rounds))
+        for name, script in SCRIPTS.items()
+    }
     bare = figures["bare Python"]
     table(QUESTION, ["", "ms", "above bare"], [[name, cost, cost - bare] for name, cost in figures.items()])
 

@@ -14,7 +14,6 @@ QUESTION = "How much more do 2, 4 and 8 replicas serve than one? (calls/s of one
 BLOCK = bytes(1 << 20)
 
 
-@serve.deployment(max_ongoing_requests=1)
 class Work:
     def waits(self) -> None:
         time.sleep(0.005)
@@ -31,9 +30,9 @@ class Work:
 
 
 def rate(replicas: int, method: str, calls: int) -> float:
-    app: Any = Work.options(num_replicas=replicas).bind()
-    with serve.running(app) as handle:
-        call = getattr(handle, method)
+    deployment = serve.deployment(Work, num_replicas=replicas, max_ongoing_requests=1)
+    with serve.running(deployment.bind()) as handle:
+        call: Any = getattr(handle, method)
         call.remote().result()
         start = time.perf_counter()
         for response in [call.remote() for _ in range(calls)]:

@@ -9,8 +9,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["is_smoke", "microseconds", "table"]
 
@@ -37,13 +40,16 @@ def table(question: str, head: Sequence[str], rows: Sequence[Sequence[object]]) 
     """Print the question, the machine, and one table."""
     print(f"\n{question}")
     print(f"{_machine()}; commit {_commit()}\n")
-    texts = [[str(cell) if not isinstance(cell, float) else f"{cell:.3g}" for cell in row] for row in [head, *rows]]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
-    for number, row in enumerate(texts):
-        cells = [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        print("  ".join(cells).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
+    texts = [[_text(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    texts.insert(1, ["-" * width for width in widths])
+    for name, *figures in texts:
+        aligned = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
+        print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+
+
+def _text(cell: object) -> str:
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
 def _machine() -> str:
@@ -54,5 +60,6 @@ def _machine() -> str:
 
 def _commit() -> str:
     root = Path(__file__).parent
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False)
+    describe = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -160,6 +161,16 @@ def assert_nothing_left(router: Router) -> None:
     assert (now.waiting, now.queued, now.ongoing) == (0, 0, 0)
     assert not any(request.state is not ANSWERED for request in router._queue)
     assert not router._is_waking
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for what a real thread is about to bring about and nothing tells of."""
+    pause = threading.Event()
+    for _ in range(4000):
+        if is_so():
+            return
+        pause.wait(0.001)
+    raise AssertionError("it did not come about")
 
 
 def let_it_rest(kernel: SimulatedKernel) -> None:

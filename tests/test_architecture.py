@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
-THREADSERVE = Path(__file__).resolve().parent.parent / "threadserve"
+TESTS = Path(__file__).resolve().parent
+THREADSERVE = TESTS.parent / "threadserve"
+CONTRIBUTING = TESTS.parent / "CONTRIBUTING.md"
 
 # A room may import from the floors below it, and from itself; never from beside or above.
 FLOORS = {
@@ -36,6 +39,9 @@ FLOORS = {
     "cli": 11, "as_ray": 11, "testing": 11, "the face": 11,
     "__main__": 12,
 }  # fmt: skip
+
+# Rooms whose floor is known and that nobody has built yet.
+PLANNED = {"events", "observe", "engines", "tasks", "as_ray"}
 
 # Doors that lead down and are still shut, but for the modules named: what the user declared holds no thread,
 # and who runs requests reads options and no graph.
@@ -73,14 +79,19 @@ WAYS_TO_WAIT = (
     "sched",
     "time.sleep",
 )
-MAY_WAIT = ("concurrency", "testing.scheduler")  # the two kernels
-MAY_NAME_FUTURES = ("concurrency.future", "futures", "errors", "testing.scheduler")
+SIMULATED_KERNEL = ("testing.scheduler", "testing.turns", "testing.primitives", "testing.loops")
+MAY_WAIT = ("concurrency", *SIMULATED_KERNEL)
+MAY_NAME_FUTURES = ("concurrency.future", "futures", "errors", "testing.loops")
 MAY_NAME_ASYNCIO = ("call", "replica", "http")
 HARMLESS_IN_ASYNCIO = {"asyncio", "asyncio.get_running_loop"} | {
     f"asyncio.{name}"
     for name, value in vars(asyncio).items()
     if isinstance(value, type) and issubclass(value, BaseException)
 }
+
+# Lines a file may have. One that tells one story may have more, if it is named here.
+LONGEST = 600
+LONGER = {"runtime.controller": 660}
 
 NAMES_THAT_SAY_NOTHING = {"util", "utils", "common", "helper", "helpers", "manager", "managers", "misc"}
 
@@ -105,7 +116,9 @@ class Module:
         self.is_door = inside[-1] == "__init__"
         self.name = ".".join(inside[:-1] if self.is_door else inside)
         self.room = inside[0] if self.name else "the face"
-        self.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        source = path.read_text(encoding="utf-8")
+        self.lines = source.count("\n")
+        self.tree = ast.parse(source, str(path))
         self._shown = path.relative_to(root.parent).as_posix()
         self._package = inside[:-1]
         self.mentions = list(self._read())
@@ -146,6 +159,8 @@ class Module:
             case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
                 if ast.unparse(function).endswith(("import_module", "__import__")):
                     yield name, "", "", name == "threadserve"
+            case _:
+                pass
 
 
 class House:
@@ -179,6 +194,8 @@ class House:
             match node:
                 case ast.Assign(targets=[ast.Name(id="__all__")], value=ast.List(elts=names)):
                     yield from (name.value for name in names if isinstance(name, ast.Constant))  # type: ignore[misc]
+                case _:
+                    pass
 
 
 def walk(node: ast.AST, for_checkers: bool = False) -> Iterator[tuple[ast.AST, bool]]:
@@ -309,6 +326,15 @@ def file_names_say_something(house: House) -> Iterator[str]:
             yield module.complain(1, f"the name {last!r} hides; what is private is what __all__ leaves out")
 
 
+def files_are_read_in_one_go(house: House) -> Iterator[str]:
+    for module in house.modules.values():
+        longest = LONGER.get(module.name, LONGEST)
+        if module.lines > longest:
+            yield module.complain(
+                module.lines, f"goes on after {longest} lines; split it where it tells two stories"
+            )
+
+
 def every_module_lists_what_it_offers(house: House) -> Iterator[str]:
     for module in house.modules.values():
         if module.is_door or module.name.endswith("__main__"):
@@ -352,6 +378,7 @@ RULES: list[Rule] = [
     concurrent_futures_keeps_to_its_homes,
     asyncio_is_named_for_its_exceptions_only,
     file_names_say_something,
+    files_are_read_in_one_go,
     every_module_lists_what_it_offers,
     a_door_is_one_docstring,
     no_room_is_named_like_something_offered,
@@ -368,6 +395,31 @@ def test_threadserve_keeps_the_rule(rule: Rule, threadserve_house: House) -> Non
     complaints = sorted(set(rule(threadserve_house)))
 
     assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_what_is_planned_is_not_built_and_all_else_is(threadserve_house: House) -> None:
+    rooms = {module.room for module in threadserve_house.modules.values()}
+
+    assert rooms == FLOORS.keys() - PLANNED
+    assert FLOORS.keys() > PLANNED
+
+
+def test_what_is_allowed_to_a_room_is_allowed_to_one_that_has_a_floor() -> None:
+    doors = [room for door in SHUT_DOORS for room in door]
+    allowed = [place for places in THIRD_PARTY.values() for place in places]
+
+    named = {*doors, *allowed, *MAY_WAIT, *MAY_NAME_FUTURES, *MAY_NAME_ASYNCIO}
+
+    assert {place.partition(".")[0] for place in named} <= FLOORS.keys()
+
+
+def test_contributors_are_told_the_same_floors() -> None:
+    told: dict[str, int] = {}
+    for row in re.finditer(r"^\| (\d+) \| (.*?) \|", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE):
+        for room in re.findall(r"`(\w+)`", row[2]):
+            told["the face" if room == "__init__" else room] = int(row[1])
+
+    assert told == {room: floor for room, floor in FLOORS.items() if room != "__main__"}
 
 
 # A house without fault, and the faults that are planted in it.
@@ -473,6 +525,10 @@ FAULTS: dict[Rule, list[tuple[str, str, str]]] = {
         ("router/manager.py", "", "the name 'manager' says nothing"),
         ("call/_private.py", "", "the name '_private' hides"),
     ],
+    files_are_read_in_one_go: [
+        ("call/base.py", "__all__ = []\n" * 601, "call/base.py:601: goes on after 600 lines"),
+        ("runtime/controller.py", "__all__ = []\n" * 661, "controller.py:661: goes on after 660 lines"),
+    ],
     every_module_lists_what_it_offers: [("handle.py", "Handle = 1", "handle.py:1: has no __all__")],
     a_door_is_one_docstring: [
         ("call/__init__.py", "from .base import ask", "call/__init__.py:1: the __init__")
@@ -541,3 +597,51 @@ def test_importing_every_module_leaves_the_names_of_the_face_as_they_were() -> N
     )
 
     assert done.returncode == 0, done.stderr
+
+
+# The tests themselves.
+
+
+def sleeps_and_hollow_claims(tree: ast.AST) -> Iterator[int]:
+    """The lines of a test that wait by the clock, or assert what holds by itself."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="time"), attr="sleep"), args=[ast.Constant(value=0)]
+            ):
+                pass  # no wait, but a turn for somebody else
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="time"), attr="sleep")):
+                yield node.lineno
+            case ast.ImportFrom(module="time", names=names) if any(alias.name == "sleep" for alias in names):
+                yield node.lineno
+            case ast.Assert(test=ast.Constant() | ast.Tuple()):
+                yield node.lineno
+            case _:
+                pass
+
+
+def test_tests_neither_sleep_nor_assert_what_holds_by_itself() -> None:
+    complaints = [
+        f"{path.relative_to(TESTS.parent).as_posix()}:{line}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for line in sleeps_and_hollow_claims(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+
+    assert not complaints
+
+
+@pytest.mark.parametrize(
+    ("source", "is_refused"),
+    [
+        ("import time\ntime.sleep(0.1)", True),
+        ("import time\ntime.sleep(seconds)", True),
+        ("from time import sleep", True),
+        ("assert True", True),
+        ("assert (done, 'not yet')", True),
+        ("import time\ntime.sleep(0)", False),
+        ("waiter.sleep(1)", False),
+        ("assert done, 'not yet'", False),
+    ],
+)
+def test_the_rule_for_tests_knows_what_it_looks_for(source: str, is_refused: bool) -> None:
+    assert any(sleeps_and_hollow_claims(ast.parse(source))) == is_refused

@@ -36,7 +36,8 @@ def telling(default: object) -> object:
             return ("recommend", "train")
         case dict():
             return {"recommend": 1}
-    raise AssertionError(f"a default of a new kind: {default!r}")
+        case _:
+            raise AssertionError(f"a default of a new kind: {default!r}")
 
 
 def drawn_tree() -> dict[str, tuple[str, ...]]:

@@ -348,7 +348,10 @@ def _at_exit() -> None:
     runtime = _runtime
     if runtime is None or _is_interrupted():
         return
-    left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
+    try:
+        left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
+    except KeyboardInterrupt:
+        left = runtime.controller.running()
     if left:
         _tell("gave up", left)
 

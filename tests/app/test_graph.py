@@ -402,7 +402,7 @@ class TestFill:
         assert filled == [[HandleTo("a")]]
 
 
-Point = namedtuple("Point", ["x", "y"])  # noqa: PYI024 - the untyped form is a case of its own
+Point = namedtuple("Point", ["x", "y"])  # noqa: PYI024  # pyright: ignore[reportUntypedNamedTuple]
 
 
 @dataclass(frozen=True)

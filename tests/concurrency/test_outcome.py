@@ -62,7 +62,7 @@ class GuardedError(Exception):
 
 
 class UnclonableError(Exception):
-    __dict__ = property(lambda self: 1 // 0)
+    __dict__ = property(lambda self: 1 // 0)  # pyright: ignore[reportAssignmentType]
 
 
 class TwofoldError(ValueError, KeyError):

@@ -6,7 +6,6 @@ import concurrent.futures
 import gc
 import math
 import sys
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.doubles import StillReplica, deployed, request_behind, still_router
+from tests.doubles import StillReplica, deployed, request_behind, still_router, wait_until
 from threadserve.call.request import ANSWERED, Request, State
 from threadserve.concurrency.outcome import Error, Value
 from threadserve.concurrency.real import RealKernel
@@ -146,8 +145,7 @@ class TestAnInput:
 
         bench.end(first, 5)
 
-        assert second.exception(timeout_s=None) is None if second.done() else True
-        bench_deadline(lambda: bench.has_begun(second))
+        wait_until(lambda: bench.has_begun(second))
         assert bench.arguments(second) == (5,)
 
     def test_may_be_a_future_that_is_done(self, bench: Bench) -> None:
@@ -164,16 +162,6 @@ class TestAnInput:
         other.end(first, 5)
 
         assert bench.arguments(second) == (5,)
-
-
-def bench_deadline(is_so: Callable[[], bool]) -> None:
-    """Wait for what another thread brings about."""
-    done = threading.Event()
-    for _ in range(1000):
-        if is_so():
-            return
-        done.wait(0.005)
-    raise AssertionError("it did not come about")
 
 
 class TestAFailedInput:
@@ -497,7 +485,7 @@ class TestTenThousandHops:
             held.set_result(0)
             assert last.result() == HOPS + 1
             del last, held
-            bench_deadline(lambda: all(middle() is None for middle in middles))
+            wait_until(lambda: all(middle() is None for middle in middles))
 
     def test_that_are_dropped_unresolved_go_when_the_router_closes(self, bench: Bench) -> None:
         calls = chain(bench)
@@ -562,7 +550,7 @@ class TestAValue:
             assert used.result() == 1
             gone = weakref.ref(big.result())
             del big
-            bench_deadline(lambda: gone() is None)
+            wait_until(lambda: gone() is None)
             assert used.result() == 1
 
     def test_of_a_refused_call_is_not_kept(self, bench: Bench) -> None:

@@ -22,6 +22,7 @@ from tests.doubles import (
     let_it_rest,
     request_behind,
     still_router,
+    wait_until,
 )
 from threadserve.call.request import ANSWERED, QUEUED, Request
 from threadserve.concurrency.outcome import Value
@@ -306,16 +307,6 @@ class TestSlots:
                 assert (first.result(), second.result()) == (5, 10)
 
         simulated(story)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to bring about."""
-    pause = threading.Event()
-    for _ in range(4000):
-        if is_so():
-            return
-        pause.wait(0.001)
-    raise AssertionError("it did not come about")
 
 
 class TestAWorkerAtRest:

@@ -39,7 +39,11 @@ class TestSameSeed:
         for hash_seed in ("0", "1", "4711"):
             environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
             output = subprocess.run(
-                [sys.executable, programs.__file__], env=environment, check=True, capture_output=True, text=True
+                [sys.executable, programs.__file__],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
             assert output.splitlines() == expected
 
@@ -236,7 +240,7 @@ class TestFailure:
         assert "in hold_on" in text
         assert "second waits for lock 3, held by holder" in text
         assert "main waits for the end of second" in text
-        assert not any(module.__file__ in text for module in (primitives, scheduler, turns))
+        assert not any(str(module.__file__) in text for module in (primitives, scheduler, turns))
         assert isinstance(caught.value, AssertionError)
 
     def test_of_a_thread_comes_out_of_run_with_its_name(self) -> None:
@@ -461,16 +465,33 @@ class TestEnd:
     def test_gives_back_what_main_returned(self) -> None:
         assert SimulatedKernel().run(lambda: 42) == 42
 
-    def test_makes_a_thread_a_real_one_with_its_name(self) -> None:
-        def main(kernel: SimulatedKernel) -> None:
-            seen: list[threading.Thread] = []
-            thread = kernel.spawn("worker 7", lambda: seen.append(threading.current_thread()))
 
-            assert thread.is_alive()
-            thread.join()
+def test_a_thread_is_a_real_one_with_its_name() -> None:
+    def main(kernel: SimulatedKernel) -> None:
+        seen: list[threading.Thread] = []
+        thread = kernel.spawn("worker 7", lambda: seen.append(threading.current_thread()))
 
-            assert not thread.is_alive()
-            assert (seen[0].name, seen[0].daemon, seen[0].ident) == ("worker 7", True, thread.ident)
-            assert thread.name == "worker 7"
+        assert thread.is_alive()
+        thread.join()
 
-        run(main)
+        assert not thread.is_alive()
+        assert (seen[0].name, seen[0].daemon, seen[0].ident) == ("worker 7", True, thread.ident)
+        assert thread.name == "worker 7"
+
+    run(main)
+
+
+def test_a_thread_does_not_wait_for_its_own_end() -> None:
+    def main(kernel: SimulatedKernel) -> None:
+        waiter = kernel.waiter()
+
+        def wait_for_itself() -> None:
+            waiter.wait()
+            with pytest.raises(RuntimeError, match="cannot join itself"):
+                narcissus.join()
+
+        narcissus = kernel.spawn("narcissus", wait_for_itself)
+        waiter.set()
+        narcissus.join()
+
+    run(main)

@@ -283,7 +283,7 @@ class Request:
     def end(self, outcome: Outcome) -> list[Subscriber]:
         """Settle after the body has returned, with the router's lock held; the answer may have been given before."""
         self.is_over = True
-        self._interrupt = None
+        self._interrupt = self.runner = None  # a task holds the context that holds this request
         return self.settle(outcome) or []
 
     def answer(self, outcome: Outcome) -> bool:
@@ -409,7 +409,11 @@ class Request:
         """Return the value or raise the exception; there must be an answer."""
         outcome = self.outcome
         assert outcome is not None
-        return outcome.unwrap()
+        del self  # the frame stands in the traceback of what is raised, which the request holds: no cycle
+        try:
+            return outcome.unwrap()
+        finally:
+            del outcome
 
 
 class Wait:

@@ -62,7 +62,12 @@ class DeploymentResponse(Generic[R_co]):
         if refused or unknown:
             refuse_wait_arguments("result", refused, unknown)
         self._wait(timeout_s)
-        return cast("R_co", self._request.unwrap())
+        request = self._request
+        del self  # as in Request.unwrap
+        try:
+            return cast("R_co", request.unwrap())
+        finally:
+            del request
 
     def exception(self, *refused: Never, timeout_s: float | None = None, **unknown: Never) -> BaseException | None:
         """Wait for the answer and return the exception it ended with, None if there is none. Waits as ``result`` does."""
@@ -76,7 +81,12 @@ class DeploymentResponse(Generic[R_co]):
         if self._request.state is not ANSWERED:
             yield from wait_for_async(self._request).__await__()
         check_cancelled_async()
-        return cast("R_co", self._request.unwrap())
+        request = self._request
+        del self  # as in Request.unwrap
+        try:
+            return cast("R_co", request.unwrap())
+        finally:
+            del request
 
     def done(self) -> bool:
         """Whether there is an answer. Never blocks."""

@@ -5,11 +5,13 @@ between "the request is queued" and "a worker is woken" it would leave the reque
 a runtime is up, and only where SIGINT had Python's default handler, the handler here looks at what it
 interrupted. It reads the stack from the inside out; the first frame that decides it:
 
-1. a wait of ours, or a place where we call user code, was reached from inside: raise at once;
-2. a frame of ours: not now. The signal is tripped again, so it is looked at anew a few bytecodes later, until
+1. a wait of ours: raise at once;
+2. a frame of the user's (or of a library of theirs), be it that we have called it: raise at once;
+3. a frame of ours: not now. The signal is tripped again, so it is looked at anew a few bytecodes later, until
    control has left our code. Nothing polls: the interpreter checks for signals there anyway. It must be
-   tripped when the handler has returned, for the handler has bytecodes of its own;
-3. no frame of ours at all: raise at once.
+   tripped when the handler has returned, for the handler has bytecodes of its own.
+
+A frame of the standard library decides nothing: it counts for whoever called it.
 
 It costs nothing when nobody presses Ctrl-C. ``asyncio.run`` installs a handler of its own while it runs, but only
 in place of ``signal.default_int_handler``; so that it still does, that name stands for our handler meanwhile.
@@ -19,23 +21,18 @@ from __future__ import annotations
 
 import _thread
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 from threadserve.concurrency.waiter import wait_on
 
 if TYPE_CHECKING:
-    from types import CodeType, FrameType
+    from types import FrameType
 
-__all__ = ["Interrupts", "may_interrupt"]
+__all__ = ["Interrupts"]
 
-_PACKAGE = __name__.partition(".")[0] + "."
-_ENTRANCES: set[CodeType] = {wait_on.__code__}
-
-
-def may_interrupt(code: CodeType) -> None:
-    """Declare that a KeyboardInterrupt may strike in, and below, the function that has `code`."""
-    _ENTRANCES.add(code)
+_PACKAGE = __name__.partition(".")[0]
 
 
 class _Again:
@@ -47,10 +44,11 @@ class _Again:
 
 def _may_raise(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code in _ENTRANCES:
+        if frame.f_code is wait_on.__code__:
             return True
-        if str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
-            return False
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in sys.stdlib_module_names:
+            return package != _PACKAGE
         frame = frame.f_back
     return True
 

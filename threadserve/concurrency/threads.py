@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from threadserve.concurrency.kernel import Thread
 
-__all__ = ["Inheritance", "get_ident", "is_current", "stack_of_thread", "stack_text", "start_thread", "user_line"]
+__all__ = ["Inheritance", "below_ours", "get_ident", "is_current", "stack_of_thread", "stack_text", "start_thread", "user_line"]
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 class _OwnThread(threading.Thread):
@@ -46,12 +48,18 @@ def stack_text(ident: int | None) -> str:
     return "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
 
 
+def below_ours(trace: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that begins with the first frame that is not ours; None where all are."""
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+        trace = trace.tb_next
+    return trace
+
+
 def user_line(frame: FrameType | None) -> str:
     """Return the ``file:line`` of the innermost frame, from `frame` outwards, that is not ours."""
-    package = __name__.partition(".")[0] + "."
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if not module.startswith(package) and module not in ("threading", "contextlib"):
+        if not module.startswith(_PACKAGE) and module not in ("threading", "contextlib"):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

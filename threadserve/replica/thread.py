@@ -33,7 +33,7 @@ from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, Repl
 from threadserve.call.request import ANSWERED, CURRENT, Request
 from threadserve.concurrency.loops import LoopThread, current_task, is_cancellation
 from threadserve.concurrency.outcome import Error, Outcome, Value, capture
-from threadserve.concurrency.threads import get_ident, is_current, stack_text
+from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
 from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
 from threadserve.replica.target import Target, check_result, check_stream
@@ -159,7 +159,12 @@ class ThreadReplica:
         context, request.context = request.context, None
         if context is None:  # answered between claim and start
             return Value(None)
-        return context.run(self._run, request, context)
+        try:
+            return context.run(self._run, request, context)
+        finally:
+            # The user's frames, which an exception keeps, lead back to these: without the request in them there is no
+            # cycle of request, outcome, exception, traceback and frame. The same further down.
+            del request, context
 
     def post(self, request: Request) -> None:
         """Begin the body on the loop; ``on_done`` will tell how it ended. Never blocks."""
@@ -186,6 +191,8 @@ class ThreadReplica:
             return Value(None)
         except BaseException as error:
             return self._failure(request, error)
+        finally:
+            del request, context
 
     def _begin(self, request: Request) -> Any:
         """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
@@ -196,26 +203,32 @@ class ThreadReplica:
         fn = self._target.lookup(request)
         args, kwargs = request.args or (), request.kwargs or {}
         request.args = request.kwargs = None
-        if request.adapter is None:
+        adapter, is_async = request.adapter, request.adapter is not None and self._target.begins_async(request.method)
+        del request
+        if adapter is None:
             return fn(*args, **kwargs)
-        if self._target.begins_async(request.method):
-            return request.adapter.aiterate(fn, args, kwargs)
-        return request.adapter.iterate(fn, args, kwargs)
+        return adapter.aiterate(fn, args, kwargs) if is_async else adapter.iterate(fn, args, kwargs)
 
     def _failure(self, request: Request, error: BaseException) -> Outcome:
         """Make an outcome of what the body raised; what means something else to the caller's thread is translated."""
         request.args = request.kwargs = None  # a body that never began has not taken them
+        error.__traceback__ = below_ours(error.__traceback__)  # our frames hold the request, which will hold the error
         name = f"{request.router.name}.{request.method}"
         where = {"deployment": request.router.name, "request_id": request.request_id}
         if isinstance(error, SystemExit):
             died = ReplicaDiedError(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
             died.__cause__ = error
+            request.answer(Error(died))  # first, for the replica's death is the end of all that runs in it
             self.on_death(error)
             return Error(died)
         if isinstance(error, Cancelled) or is_cancellation(error):
             cancelled = RequestCancelledError(f"the code of {name} cancelled itself", **where)
             cancelled.__cause__ = error
             return Error(cancelled)
+        if request.channel is not None and isinstance(error, (StopIteration, StopAsyncIteration)):
+            misleading = RuntimeError(f"{name} raised {type(error).__name__}, which would look like the end of its stream")
+            misleading.__cause__ = error
+            return Error(misleading)
         return Error(error)
 
     # ---- generators

@@ -313,7 +313,7 @@ class Controller:
             versions = [app.version for app in self._apps.values() if app.version]
         timeout = max((pool.graceful_shutdown_timeout_s for version in versions for pool in version.pools), default=0.0)
         start = self._kernel.now()
-        is_reported = False
+        is_reported = timeout <= patience_s
         for level in (level for version in versions for level in reversed(version.levels)):
             for pool in level:
                 pool.close("the process is exiting")

@@ -65,9 +65,15 @@ class HealthProbe:
 
     def _begin(self) -> None:
         with self._lock:
+            if self._is_stopped:  # just now: the timer had rung already
+                return
             self._check += 1
             check = self._check
-        self._kernel.spawn(f"{self._replica.name} health", lambda: self._run(check))
+        try:
+            self._kernel.spawn(f"{self._replica.name} health", lambda: self._run(check))
+        except RuntimeError:  # no thread to be had now, which says nothing about the replica
+            with self._lock:
+                self._schedule()
 
     def _run(self, check: int) -> None:
         seconds = self._timeout_s

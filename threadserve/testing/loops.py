@@ -60,13 +60,13 @@ class SimulatedEventLoop(asyncio.SelectorEventLoop):
         """The virtual time."""
         return self._kernel.now()
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """Call `func` on a thread of the kernel's."""
         if executor is not None:
             raise RuntimeError(f"the threads of {executor!r} are not under control; pass None")
         return asyncio.wrap_future(_call_in_thread(self._kernel, func, args), loop=self)
 
-    def add_signal_handler(self, *_: Any) -> None:
+    def add_signal_handler(self, *_: Any) -> None:  # type: ignore[override]
         """Refuse."""
         raise RuntimeError("a simulated event loop gets no signals")
 

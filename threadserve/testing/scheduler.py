@@ -301,7 +301,7 @@ class SimulatedKernel:
 
 
 @contextlib.contextmanager
-def _undisturbed(interrupt: Callable[[], bool]) -> Generator[None, None, None]:
+def _undisturbed(interrupt: Callable[[], bool]) -> Generator[None]:
     """Keep away garbage collection, other processors, and Ctrl-C in the middle of a switch."""
     is_collecting = gc.isenabled()
     gc.disable()

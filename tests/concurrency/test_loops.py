@@ -1,0 +1,275 @@
+"""An event loop on a thread of its own: order, start, stop, and what it outlives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from threadserve.concurrency.loops import LoopThread, is_cancellation, run_coroutine
+from threadserve.concurrency.real import RealKernel
+from threadserve.testing.scheduler import SimulatedKernel, explore
+
+
+class Running:
+    """A loop thread whose notes the test waits for."""
+
+    def __init__(self) -> None:
+        self.thread = LoopThread(RealKernel(), "test loop")
+
+    def do(self, fn: Any) -> Any:
+        """Call `fn` on the loop and wait for what it returns."""
+        done, found = threading.Event(), []
+
+        def act() -> None:
+            found.append(fn())
+            done.set()
+
+        assert self.thread.submit(act)
+        assert done.wait(20)
+        return found[0]
+
+    def task(self, coroutine: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = self.do(lambda: self.loop.create_task(coroutine))
+        return task
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        assert self.thread.loop is not None
+        return self.thread.loop
+
+
+@pytest.fixture
+def running() -> Any:
+    running = Running()
+    yield running
+    assert running.thread.stop(20)
+
+
+def alive() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "test loop"]
+
+
+class TestALoopThread:
+    def test_starts_with_the_first_thing_to_do(self) -> None:
+        running = Running()
+        assert running.thread.loop is None
+        assert alive() == []
+
+        assert running.do(lambda: threading.current_thread().name) == "test loop"
+
+        assert alive() == ["test loop"]
+        assert running.thread.stop(20)
+        assert alive() == []
+
+    def test_that_never_started_stops_at_once_and_takes_nothing_more(self) -> None:
+        thread = LoopThread(RealKernel(), "test loop")
+
+        assert thread.stop(20)
+
+        assert not thread.submit(lambda: None)
+        assert alive() == []
+
+    def test_does_things_in_order(self, running: Running) -> None:
+        done: list[int] = []
+        for number in range(5000):
+            running.thread.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+
+        running.do(lambda: None)
+
+        assert done == list(range(5000))
+
+    def test_is_the_running_loop_of_what_it_does(self, running: Running) -> None:
+        assert running.do(asyncio.get_running_loop) is running.loop
+
+    def test_takes_work_from_its_own_thread(self, running: Running) -> None:
+        done = threading.Event()
+
+        running.do(lambda: running.thread.submit(done.set))
+
+        assert done.wait(20)
+
+    def test_survives_what_raises(self, running: Running, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.ERROR):
+            running.thread.submit(lambda: 1 // 0)
+            assert running.do(lambda: "goes on") == "goes on"
+
+        assert "ZeroDivisionError" in caplog.text
+
+    @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+    def test_survives_a_task_that_wants_to_end_the_process(
+        self, running: Running, error: type[BaseException], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def leave() -> None:
+            raise error
+
+        with caplog.at_level(logging.CRITICAL):
+            task = running.task(leave())
+            assert running.do(lambda: "goes on") == "goes on"
+
+        with contextlib.suppress(BaseException):
+            task.exception()
+
+
+class TestStopping:
+    def test_does_first_what_was_submitted_before(self) -> None:
+        running, done = Running(), list[int]()
+        for number in range(100):
+            running.thread.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+
+        assert running.thread.stop(20)
+
+        assert done == list(range(100))
+
+    def test_takes_nothing_more(self) -> None:
+        running = Running()
+        running.do(lambda: None)
+        running.thread.stop(20)
+
+        assert not running.thread.submit(lambda: None)
+        assert running.loop.is_closed()
+
+    def test_may_be_repeated(self) -> None:
+        running = Running()
+        running.do(lambda: None)
+
+        assert running.thread.stop(20)
+        assert running.thread.stop(20)
+
+    def test_cancels_what_still_runs_and_lets_it_tidy_up(self) -> None:
+        running, ended = Running(), list[str]()
+
+        async def sleep() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0)
+                ended.append("tidied up")
+
+        running.task(sleep())
+        running.do(lambda: None)
+
+        assert running.thread.stop(20)
+        assert ended == ["tidied up"]
+
+    def test_ends_generators_and_the_executor(self) -> None:
+        running, ended = Running(), list[str]()
+        kept: list[Any] = []
+
+        async def items() -> Any:
+            try:
+                yield 1
+                yield 2
+            finally:
+                ended.append("generator")
+
+        async def begin() -> None:
+            generator = items()
+            kept.append(generator)
+            await generator.__anext__()
+            await asyncio.to_thread(lambda: None)
+
+        task = running.task(begin())
+        while not running.do(task.done):
+            pass
+
+        assert running.thread.stop(20)
+        assert ended == ["generator"]
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio_")]
+
+    def test_says_so_when_the_loop_would_not_end(self) -> None:
+        kernel = SimulatedKernel()
+
+        def main() -> None:
+            thread = LoopThread(kernel, "test loop")
+            thread.submit(lambda: kernel.waiter().wait(60))
+
+            assert not thread.stop(5)
+            assert kernel.now() == 5
+            assert thread.stop(120)
+            assert kernel.now() == 60
+
+        kernel.run(main)
+
+    def test_at_the_moment_of_the_start_leaves_nothing_behind(self) -> None:
+        def story(kernel: SimulatedKernel) -> None:
+            thread, done = LoopThread(kernel, "test loop"), list[str]()
+            accepted: list[bool] = []
+            submitter = kernel.spawn("submitter", lambda: accepted.append(thread.submit(lambda: done.append("done"))))
+
+            assert thread.stop(60)
+
+            submitter.join()
+            assert done == ["done"] * accepted[0]
+            assert thread._thread is None or not thread._thread.is_alive()
+            assert thread.loop is None or thread.loop.is_closed()
+
+        explore(story, 200)
+
+    def test_while_others_submit_does_exactly_what_was_accepted(self) -> None:
+        def story(kernel: SimulatedKernel) -> None:
+            thread, done = LoopThread(kernel, "test loop"), list[str]()
+            accepted: list[str] = []
+
+            def submit(name: str) -> None:
+                for number in range(3):
+                    if thread.submit(lambda number=number: done.append(f"{name}{number}")):  # type: ignore[misc]
+                        accepted.append(f"{name}{number}")
+
+            submitters = [kernel.spawn(name, lambda name=name: submit(name)) for name in "ab"]  # type: ignore[misc]
+            assert thread.stop(60)
+            for submitter in submitters:
+                submitter.join()
+            kernel.waiter().wait(1)
+            assert sorted(done) == sorted(accepted)
+
+        explore(story, 200)
+
+
+class TestAThreadThatCannotBeStarted:
+    def test_is_an_error_that_leaves_everything_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        running = Running()
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RealKernel, "spawn", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                running.thread.submit(lambda: None)
+
+        assert running.do(lambda: "goes on") == "goes on"
+        assert running.thread.stop(20)
+
+
+class TestRunCoroutine:
+    def test_returns_and_raises_what_the_coroutine_does(self) -> None:
+        async def value() -> int:
+            return 1
+
+        async def error() -> None:
+            raise KeyError("k")
+
+        assert run_coroutine(RealKernel(), value()) == 1
+        with pytest.raises(KeyError):
+            run_coroutine(RealKernel(), error())
+
+    def test_leaves_no_loop_behind(self) -> None:
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def main() -> None:
+            loops.append(asyncio.get_running_loop())
+
+        run_coroutine(RealKernel(), main())
+
+        assert loops[0].is_closed()
+
+
+def test_a_cancellation_is_asyncios_own_error_and_no_other() -> None:
+    assert is_cancellation(asyncio.CancelledError())
+    assert not is_cancellation(ValueError())
+    assert not is_cancellation(KeyboardInterrupt())

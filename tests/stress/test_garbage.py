@@ -1,0 +1,50 @@
+"""A call that is over is gone: nothing of it waits for the garbage collector."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+
+import threadserve as serve
+from threadserve.call.request import Request
+
+
+class Bodies:
+    def plain(self) -> int:
+        return 1
+
+    async def coroutine(self) -> int:
+        return 1
+
+    def fails(self) -> None:
+        raise ValueError("no")
+
+    async def fails_async(self) -> None:
+        raise ValueError("no")
+
+
+def call(handle: Any, method: str) -> None:
+    response = getattr(handle, method).remote()
+    try:
+        response.result(timeout_s=10)
+    except ValueError:
+        pass
+
+
+@pytest.mark.parametrize("method", ["plain", "coroutine", "fails", "fails_async"])
+def test_a_call_leaves_no_cycle_behind(method: str) -> None:
+    app: Any = serve.deployment(Bodies).bind()
+    with serve.running(app) as handle:
+        call(handle, method)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                call(handle, method)
+            left = sum(isinstance(each, Request) for each in gc.get_objects())
+        finally:
+            gc.enable()
+
+    assert left <= 1  # the last one, which its worker may just be laying down
