@@ -207,31 +207,27 @@ class TestEnd:
             tmp_path,
             """
             import atexit
+
+            def show():
+                error = queued.exception(timeout_s=0)
+                print(running.result(timeout_s=0), type(error).__name__, error)
+
+            atexit.register(show)  # before the first use of serve.run, so it runs after what that registers
+
             @serve.deployment(max_ongoing_requests=1)
             def busy():
                 began.set(); time.sleep(0.1); return "answered"
-            h = serve.run(busy.bind())
+
+            h = serve.run(busy.bind(), name="shop")
             running, queued = h.remote(), h.remote()
             began.wait()
-            serve.api = __import__("threadserve.api")
-            atexit.unregister(show) if "show" in globals() else None
             """,
         )
-        assert (ended.status, ended.err) == (0, "")
 
-        ended = run(
-            tmp_path,
-            """
-            began.wait()
-            """
-            if False
-            else """
-            queued.clear()
-            """
-            if False
-            else ATEXIT,
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out == (
+            "answered DeploymentUnavailableError shop/busy is not available: the process is exiting\n"
         )
-        assert ended.out == "answered\nDeploymentUnavailableError: default/busy is not available: the process is exiting\n"
 
     def test_after_an_exception_shows_nothing_but_that(self, tmp_path: Path) -> None:
         ended = run(tmp_path, "h = serve.run(double.bind()); h.remote(1).result(); 1 // 0")
@@ -261,10 +257,507 @@ class TestEnd:
         assert (ended.status, ended.out, ended.err) == (0, "42\n", "")
 
 
-ATEXIT = """
-import atexit
-def show():
-    print(running.result(timeout_s=0))
-    error = queued.exception(timeout_s=0)
-    print(f"{type(error).__name__}: {error}")
+@IS_POSIX
+class TestCtrlC:
+    """The signal comes when the main thread waits, which the program itself sees and says."""
+
+    PROGRAM = """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may have it ignored
+
+    def say_when_main_waits():
+        began.wait()
+        main = threading.main_thread().ident
+        while sys._current_frames()[main].f_code.co_name not in WAITS: time.sleep(0)
+        print("waiting")
+
+    WAITS = {"wait_on"}
+    threading.Thread(target=say_when_main_waits, daemon=True).start()
+    """
+
+    def interrupted(self, folder: Path, code: str, **options: Any) -> Ended:
+        process = start(folder, textwrap.dedent(self.PROGRAM) + textwrap.dedent(code), **options)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if line != "waiting\n":
+            pytest.fail(f"the program said {line!r} and {end(process)}")
+        process.send_signal(signal.SIGINT)
+        return end(process)
+
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            "h.remote(60).result()",
+            "h.remote(60).exception()",
+            "futures.gather(h.remote(60), h.remote(60)).result()",
+            "futures.wait([h.remote(60), h.remote(60)])",
+            "list(futures.as_completed([h.remote(60)]))",
+            "list(futures.map(h, [60, 60]))",
+            "next(h.options(stream=True).remote(60))",
+            "h.remote(60); serve.delete('default')",
+            "h.remote(60); serve.run(double.bind(), blocking=True, name='other')",
+        ],
+    )
+    def test_ends_a_program_that_waits_at_once(self, tmp_path: Path, wait: str) -> None:
+        ended = self.interrupted(tmp_path, f"h = serve.run(sleep.bind())\n{wait}")
+
+        assert ended.status == -signal.SIGINT
+        assert ended.seconds < AT_ONCE_S
+        assert ended.err.count("Traceback") == 1
+        assert ended.err.endswith("KeyboardInterrupt\n")
+        assert "threadserve: exiting" not in ended.err
+
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            "time.sleep(60)",
+            "threading.Event().wait()",
+            "def hold(): time.sleep(60)\nhold()",
+        ],
+    )
+    def test_ends_a_program_that_does_something_else(self, tmp_path: Path, wait: str) -> None:
+        code = f"WAITS = {{'<module>', 'wait', 'hold'}}\nserve.run(sleep.bind()).remote(60)\n{wait}"
+
+        ended = self.interrupted(tmp_path, code)
+
+        assert ended.status == -signal.SIGINT
+        assert ended.seconds < AT_ONCE_S
+        assert "threadserve: exiting" not in ended.err
+
+    def test_ends_a_program_that_awaits(self, tmp_path: Path) -> None:
+        ended = self.interrupted(
+            tmp_path,
+            """
+            import asyncio
+            WAITS = {"select"}
+            h = serve.run(sleep.bind())
+            async def main(): await h.remote(60)
+            asyncio.run(main())
+            """,
+        )
+
+        assert ended.status == -signal.SIGINT
+        assert ended.seconds < AT_ONCE_S
+
+    def test_ends_a_program_whose_app_is_still_starting(self, tmp_path: Path) -> None:
+        ended = self.interrupted(
+            tmp_path,
+            """
+            class Slow:
+                def __init__(self): began.set(); time.sleep(60)
+            serve.run(serve.deployment(Slow).bind())
+            """,
+        )
+
+        assert ended.status == -signal.SIGINT
+        assert ended.seconds < AT_ONCE_S
+
+    def test_cancels_what_is_waited_for_and_nothing_else(self, tmp_path: Path) -> None:
+        ended = self.interrupted(
+            tmp_path,
+            """
+            @serve.deployment
+            def wait(gate):
+                began.set(); gate.wait(60); return "through"
+            gate = threading.Event()
+            h = serve.run(wait.bind())
+            waited_for, other = h.remote(gate), h.remote(gate)
+            try:
+                waited_for.result()
+            except KeyboardInterrupt:
+                print(waited_for.cancelled(), type(waited_for.exception()).__name__, other.done())
+            gate.set()
+            print(other.result(), h.remote(gate).result())
+            """,
+        )
+
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out == "True RequestCancelledError False\nthrough through\n"
+
+    @pytest.mark.parametrize(
+        "wait",
+        ["futures.gather(*calls).result()", "futures.wait(calls)", "list(futures.as_completed(calls))"],
+    )
+    def test_cancels_all_that_is_waited_for_together(self, tmp_path: Path, wait: str) -> None:
+        ended = self.interrupted(
+            tmp_path,
+            f"""
+            h = serve.run(sleep.bind())
+            calls = [h.remote(60) for _ in range(3)]
+            try:
+                {wait}
+            except KeyboardInterrupt:
+                print([call.cancelled() for call in calls])
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "[True, True, True]\n", "")
+        assert ended.seconds < AT_ONCE_S
+
+    def test_while_the_end_is_waited_for_ends_that(self, tmp_path: Path) -> None:
+        ended = self.interrupted(tmp_path, "serve.run(sleep.bind(), name='shop').remote(60)\nbegan.wait()")
+
+        assert ended.seconds < AT_ONCE_S
+        assert ended.err == "threadserve: exiting, gave up 1 running: shop/sleep.__call__\n"
+
+    def test_of_a_serving_program_shuts_it_down(self, tmp_path: Path) -> None:
+        ended = self.interrupted(
+            tmp_path,
+            """
+            class Says:
+                def __init__(self): began.set()
+                def __del__(self): print("finalized")
+            try:
+                serve.run(serve.deployment(Says).bind(), blocking=True)
+            except KeyboardInterrupt:
+                print(serve.status())
+            """,
+        )
+
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out == "finalized\nServeStatus(applications={})\n"
+
+
+@HAS_FORK
+class TestFork:
+    def test_gives_the_child_a_clear_error_and_an_app_of_its_own(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            import warnings; warnings.simplefilter("ignore")
+            h = serve.run(double.bind())
+            stream = serve.run(count.bind(), name="other").options(stream=True).remote(1000)
+            hung = serve.run(sleep.bind(), name="third").remote(0.5)
+            next(stream)
+
+            def show(ask):
+                try: print("no error:", ask())
+                except Exception as error: print(type(error).__name__, "forked" in str(error))
+
+            pid = os.fork()
+            if pid == 0:
+                show(lambda: h.remote(1).result())
+                show(lambda: h.options(timeout_s=60).remote(1).result())
+                show(lambda: futures.gather(h.remote(1)).result())
+                show(lambda: hung.result())
+                show(lambda: list(stream))
+                show(lambda: list(h.options(stream=True).remote(1)))
+                print(serve.status())
+                again = serve.run(double.bind())
+                print(again.remote(21).result())
+                show(lambda: h.remote(1).result())
+                sys.exit(7)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            print(status, h.remote(1).result(), hung.result(), len(list(stream)))
+            """,
+        )
+
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.splitlines() == [
+            *["DeploymentUnavailableError True"] * 6,
+            "ServeStatus(applications={})",
+            "42",
+            "DeploymentUnavailableError True",
+            "7 2 slept 999",
+        ]
+
+    def test_by_multiprocessing_does_so_too(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            import multiprocessing, warnings; warnings.simplefilter("ignore")
+            h = serve.run(double.bind())
+            def work(queue):
+                try: h.remote(1).result()
+                except serve.DeploymentUnavailableError as error: queue.put("forked" in str(error))
+                queue.put(serve.run(double.bind()).remote(21).result())
+            context = multiprocessing.get_context("fork")
+            queue = context.Queue()
+            process = context.Process(target=work, args=(queue,))
+            process.start()
+            print(queue.get(timeout=20), queue.get(timeout=20)); process.join(); print(process.exitcode)
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "True 42\n0\n", "")
+
+    def test_out_of_a_running_call_leaves_the_parent_alone(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            import warnings; warnings.simplefilter("ignore")
+            @serve.deployment
+            def forks():
+                pid = os.fork()
+                if pid == 0:
+                    try: h.remote().result()
+                    except serve.DeploymentUnavailableError: os._exit(5)
+                    os._exit(6)
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            h = serve.run(forks.bind())
+            print(h.remote().result(), h.remote().result())
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "5\n5\n".replace("\n", " ").strip() + "\n", "")
+
+    def test_while_a_stream_is_busy_never_hangs_the_child(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            import warnings; warnings.simplefilter("ignore")
+            stream = serve.run(count.bind()).options(stream=True).remote(1_000_000)
+            for _ in range(20):
+                for _ in range(50): next(stream)
+                pid = os.fork()
+                if pid == 0:
+                    try: next(stream)
+                    except serve.DeploymentUnavailableError: os._exit(0)
+                    os._exit(1)
+                assert os.waitpid(pid, 0)[1] == 0
+            print("done")
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "done\n", "")
+
+
+PROMPT = """
+import threadserve as serve
+@serve.deployment
+def double(n):
+    return 2 * n
+
+h = serve.run(double.bind())
+h.remote(21).result()
+@serve.deployment
+def double(n):
+    return 200 * n
+
+h is serve.run(double.bind())
+h.remote(21).result()
+h
+h.remote(1)
+h(5)
+1 // 0
+h.remote(2).result()
 """
+
+
+class TestPrompt:
+    def test_of_python_redeploys_and_goes_on(self, tmp_path: Path) -> None:
+        ended = end(launch([sys.executable, "-i", "-q"], tmp_path, stdin=subprocess.PIPE), PROMPT)
+
+        assert ended.status == 0
+        assert ended.out.splitlines()[:3] == ["42", "True", "4200"]
+        assert "<DeploymentHandle of default/double; call it with .remote(...)>" in ended.out
+        assert "<DeploymentResponse of default/double.__call__: " in ended.out
+        assert ended.out.splitlines()[-1] == "400"
+        assert "write handle.remote(5)" in ended.err
+        assert "threadserve: exiting" not in ended.err
+
+    def test_with_a_running_loop_awaits_and_says_so(self, tmp_path: Path) -> None:
+        cells = """
+import threadserve as serve
+@serve.deployment
+def double(n):
+    return 2 * n
+
+h = serve.run(double.bind())
+print(await h.remote(21))
+h.remote(21).result()
+print(await serve.futures.gather(h.remote(1), h.remote(2)) if hasattr(serve, "futures") else [2, 4])
+print([n async for n in h.options(stream=True).remote(1)])
+print(await h.remote(4))
+"""
+        ended = end(launch([sys.executable, "-m", "asyncio"], tmp_path, stdin=subprocess.PIPE), cells)
+
+        said = ended.out + ended.err
+        assert ended.status == 0
+        assert "42" in said
+        assert (
+            "cannot block on default/double.__call__ inside a running event loop; await the response" in said
+        )
+        assert "did not return a generator" in said
+        assert said.index("did not return a generator") < said.rindex("8")
+
+    def test_after_a_ctrl_c_still_waits_for_what_runs(self, tmp_path: Path) -> None:
+        cells = """
+import threadserve as serve, time, threading
+began = threading.Event()
+@serve.deployment
+def work():
+    began.set(); time.sleep(0.2); print("worked")
+
+raise KeyboardInterrupt
+_ = serve.run(work.bind()).remote()
+began.wait()
+"""
+        ended = end(launch([sys.executable, "-i", "-q"], tmp_path, stdin=subprocess.PIPE), cells)
+
+        assert ended.out.endswith("worked\n")
+
+
+class TestWaysToStart:
+    PROGRAM = "import threadserve as s\n@s.deployment\ndef f(n): return n + 1\nprint(s.run(f.bind()).remote(1).result())"
+
+    def test_as_a_command(self, tmp_path: Path) -> None:
+        ended = end(launch([sys.executable, "-c", self.PROGRAM], tmp_path))
+
+        assert (ended.status, ended.out, ended.err) == (0, "2\n", "")
+
+    def test_as_a_module(self, tmp_path: Path) -> None:
+        (tmp_path / "program.py").write_text(self.PROGRAM)
+
+        ended = end(launch([sys.executable, "-m", "program"], tmp_path))
+
+        assert (ended.status, ended.out, ended.err) == (0, "2\n", "")
+
+    def test_from_standard_input(self, tmp_path: Path) -> None:
+        ended = end(launch([sys.executable, "-"], tmp_path, stdin=subprocess.PIPE), self.PROGRAM)
+
+        assert (ended.status, ended.out, ended.err) == (0, "2\n", "")
+
+    @pytest.mark.parametrize("flags", [["-O"], ["-X", "dev"], ["-W", "error"], ["-B", "-s", "-u"]])
+    def test_with_flags_that_make_python_stricter(self, tmp_path: Path, flags: list[str]) -> None:
+        ended = end(launch([sys.executable, *flags, "-c", self.PROGRAM], tmp_path))
+
+        assert (ended.status, ended.out, ended.err) == (0, "2\n", "")
+
+
+class TestTools:
+    def test_that_trace_see_user_code_on_worker_threads(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            seen = set()
+            def trace(frame, event, arg):
+                if frame.f_code.co_name in ("traced_def", "traced_async", "traced_items"):
+                    seen.add((frame.f_code.co_name, event))
+                return trace
+            threading.settrace(trace)
+
+            class Traced:
+                def traced_def(self):
+                    return 1
+                async def traced_async(self):
+                    return 2
+                def traced_items(self):
+                    yield 3
+            h = serve.run(serve.deployment(Traced).bind())
+            print(h.traced_def.remote().result(), h.traced_async.remote().result())
+            print(*h.options(stream=True).traced_items.remote())
+            print(sorted({name for name, event in seen if event == "line"}))
+            """,
+        )
+
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out == "1 2\n3\n['traced_async', 'traced_def', 'traced_items']\n"
+
+    def test_that_profile_see_it_too(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            seen = set()
+            threading.setprofile(lambda frame, event, arg: seen.add(frame.f_code.co_name))
+            @serve.deployment
+            def profiled(): return 1
+            print(serve.run(profiled.bind()).remote().result(), "profiled" in seen)
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "1 True\n", "")
+
+    def test_breakpoint_stops_in_a_body(self, tmp_path: Path) -> None:
+        process = start(
+            tmp_path,
+            """
+            @serve.deployment
+            def stops(n):
+                breakpoint()
+                return n + 1
+            print("result", serve.run(stops.bind()).remote(41).result())
+            """,
+            stdin=subprocess.PIPE,
+        )
+
+        ended = end(process, "p n * 1000\np threading.current_thread().name\nc\n")
+
+        assert (ended.status, ended.err) == (0, "")
+        assert "41000" in ended.out
+        assert "'default/stops#0 worker 1'" in ended.out
+        assert "result 42" in ended.out
+
+    def test_the_hook_for_exceptions_of_threads_is_called_for_threads_of_a_body(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            threading.excepthook = lambda args: print(args.exc_type.__name__, args.thread.name)
+            @serve.deployment
+            def starts():
+                thread = threading.Thread(target=lambda: 1 // 0, name="mine")
+                thread.start(); thread.join()
+                return "fine"
+            print(serve.run(starts.bind()).remote().result())
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "ZeroDivisionError mine\nfine\n", "")
+
+
+class TestOutput:
+    def test_is_the_programs_alone_whatever_happens(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            class Bad:
+                def __init__(self): raise ValueError("no")
+            h = serve.run(double.bind()); serve.run(double.bind())
+            try: serve.run(serve.deployment(Bad).bind(), name="bad")
+            except serve.ReplicaStartError: pass
+            h.remote("x", 1).exception(); h.remote(1).cancel(); h.nothing.remote(1).result()
+            r = h.remote(1); r.result(); r.add_done_callback(lambda _: 1 // 0)
+            serve.run(sleep.options(graceful_shutdown_timeout_s=0).bind(), name="s").remote(60); began.wait()
+            serve.delete("s"); serve.shutdown()
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "", "")
+
+    def test_of_the_log_tells_the_life_of_apps_to_who_asks(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            import logging
+            logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+            serve.run(double.bind(), name="shop"); serve.run(double.bind(), name="shop"); serve.delete("shop")
+            """,
+        )
+
+        assert (ended.status, ended.out) == (0, "")
+        life = ["deploying app 'shop': double", "app 'shop' is running"]
+        assert ended.err.splitlines() == [
+            f"threadserve INFO {message}" for message in (*life, *life, "deleting app 'shop'")
+        ]
+
+
+def test_a_graph_of_plain_functions_starts_no_event_loop(tmp_path: Path) -> None:
+    ended = run(
+        tmp_path,
+        """
+        class Sum:
+            def __init__(self, child): self.child = child
+            def __call__(self, to):
+                one, two = self.child.remote(1), self.child.remote(2)
+                return sum(futures.gather(one, two, self.child.remote(one)).result())
+            def items(self, to):
+                yield from futures.map(self.child, range(to))
+        h = serve.run(serve.deployment(Sum, num_replicas=2).bind(double.bind()))
+        r = h.options(timeout_s=60).remote(3)
+        r.add_done_callback(lambda _: None)
+        print(r.result(), h.remote(1).future.result(), list(h.options(stream=True).items.remote(3)))
+        serve.run(double.bind(), name="other"); serve.shutdown()
+        print("asyncio" in sys.modules)
+        """,
+    )
+
+    assert (ended.status, ended.out, ended.err) == (0, "10 10 [0, 2, 4]\nFalse\n", "")

@@ -11,7 +11,8 @@ interrupted. It reads the stack from the inside out; the first frame that decide
    control has left our code. Nothing polls: the interpreter checks for signals there anyway. It must be
    tripped when the handler has returned, for the handler has bytecodes of its own.
 
-A frame of the standard library decides nothing: it counts for whoever called it.
+A frame of the standard library, or of code that it has generated (named tuples), decides nothing: it counts
+for whoever called it.
 
 It costs nothing when nobody presses Ctrl-C. ``asyncio.run`` installs a handler of its own while it runs, but only
 in place of ``signal.default_int_handler``; so that it still does, that name stands for our handler meanwhile.
@@ -47,7 +48,7 @@ def _may_raise(frame: FrameType | None) -> bool:
         if frame.f_code is wait_on.__code__:
             return True
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in sys.stdlib_module_names:
+        if package in sys.modules and package not in sys.stdlib_module_names:
             return package != _PACKAGE
         frame = frame.f_back
     return True

@@ -165,9 +165,9 @@ class Pool:
             return list(self.seats)
 
     def _start(self, rank: int) -> None:
-        replica = self._make(rank)
         attempts = self._config.max_constructor_retry_count or 1
-        self._kernel.spawn(f"{replica.name} start", lambda: self._bring_up(replica, attempts))
+        name = f"{self.router.name}#{rank} start"
+        self._kernel.spawn(name, lambda: self._bring_up(rank, attempts))
 
     def _make(self, rank: int) -> ThreadReplica:
         args, kwargs = self._arguments
@@ -181,19 +181,18 @@ class Pool:
             gpu_ids=self._gpu_ids[rank] if self._gpu_ids else (),
         )
 
-    def _bring_up(self, replica: ThreadReplica, attempts: int) -> None:
-        """Start a replica and give it its seat; stop it again if it could not start, or is not wanted any more."""
-        failure = self._attempt(replica, attempts)
-        rank = replica.context.rank.rank
+    def _bring_up(self, rank: int, attempts: int) -> None:
+        """Start a replica and give it its seat; stop it again if it is not wanted any more."""
+        replica, failure = self._attempt(rank, attempts)
         with self._lock:
-            is_wanted = failure is None and not self._is_stopping
-            if is_wanted:
+            is_wanted = replica is not None and not self._is_stopping
+            if replica is not None and is_wanted:
                 self._settle(replica)
                 self._troubles.pop(rank, None)
             elif failure is not None:
                 self._failures.append(failure)
-                self._troubles[rank] = _story(self._troubles.get(rank), replica, attempts, failure)
-        if not is_wanted:
+                self._troubles[rank] = self._story(rank, attempts, failure)
+        if replica is not None and not is_wanted:
             replica.stop(_STOP_S)
         with self._lock:
             self._pending -= 1  # last: until here more slots may come, and a wait for one is no deadlock
@@ -204,20 +203,28 @@ class Pool:
         if is_last:
             self._started.set()
 
-    def _attempt(self, replica: ThreadReplica, attempts: int) -> BaseException | None:
-        """Start `replica`, again only as often as the user allowed; the last failure comes back."""
+    def _attempt(self, rank: int, attempts: int) -> tuple[ThreadReplica | None, BaseException | None]:
+        """Start a replica, another one each time, only as often as the user allows; or return the last failure."""
         delay = _FIRST_RETRY_S
         while True:
+            replica = self._make(rank)
             try:
                 replica.start(copy.deepcopy(self._config.user_config))
                 replica.check_health()
-                return None
-            except BaseException as error:
+                return replica, None
+            except BaseException as error:  # noqa: BLE001 - SystemExit as well
                 failure = error
+            replica.stop(_STOP_S)
             attempts -= 1
             if not attempts or not self._nap(delay):
-                return failure
+                return None, failure
             delay = min(delay * 2, _LAST_RETRY_S)
+
+    def _story(self, rank: int, attempts: int, failure: BaseException) -> str:
+        """Say why a replica is missing for good; the lock is held."""
+        begun = self._troubles.get(rank)
+        what = f"{begun}; the last of {attempts} attempts to start another" if begun else "the start"
+        return f"{what} failed: {failure!r}"
 
     def _settle(self, replica: ThreadReplica) -> None:
         """Make a seat for a replica that is up, and look after it; the lock is held."""
@@ -241,7 +248,8 @@ class Pool:
 
     def _lose(self, seat: Seat, error: BaseException, *, has_died: bool) -> None:
         """Take a replica out and have another one put in its place. Never blocks."""
-        replica = seat.replica
+        replica, rank = seat.replica, seat.replica.context.rank.rank
+        attempts = self._config.max_constructor_retry_count or _REPLACEMENT_ATTEMPTS
         trouble = f"replica {replica.name} was lost: {type(error).__name__}: {error}"
         with self._lock:
             if self._is_stopping or seat not in self.seats:
@@ -249,11 +257,11 @@ class Pool:
             self.seats.remove(seat)
             self._lost[seat] = None
             self._pending += 1
-            self._troubles[replica.context.rank.rank] = trouble
+            self._troubles[rank] = trouble
             self.router.replace((seat,), ())
             probe = self._probes.pop(seat, None)
-            self._keepers += [
-                self._kernel.spawn(f"{replica.name} replace", lambda: self._replace(seat)),
+            self._keepers = [keeper for keeper in self._keepers if keeper.is_alive()] + [
+                self._kernel.spawn(f"{replica.name} replace", lambda: self._bring_up(rank, attempts)),
                 self._kernel.spawn(f"{replica.name} dismiss", lambda: self._dismiss(seat)),
             ]
         _log.error("%s", trouble)
@@ -261,11 +269,6 @@ class Pool:
             probe.stop()
         if has_died:
             self.router.abandon(seat, f"replica {replica.name} died of {type(error).__name__}({error})")
-
-    def _replace(self, lost: Seat) -> None:
-        """Start another replica, as often as it takes."""
-        attempts = self._config.max_constructor_retry_count or _REPLACEMENT_ATTEMPTS
-        self._bring_up(self._make(lost.replica.context.rank.rank), attempts)
 
     def _dismiss(self, lost: Seat) -> None:
         """Let a lost replica finish, and stop it."""
@@ -338,9 +341,3 @@ class Pool:
     def _put_away(self, seat: Seat, deadline: float) -> None:
         for stuck in seat.replica.stop(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now())):
             _log.error("replica %s would not stop and is abandoned: %s", seat.replica.name, stuck)
-
-
-def _story(trouble: str | None, replica: ThreadReplica, attempts: int, failure: BaseException) -> str:
-    """Say why a replica is missing for good."""
-    begun = trouble or f"replica {replica.name} could not be started"
-    return f"{begun}; the last of {attempts} attempts to start {'another' if trouble else 'it'} failed: {failure!r}"
