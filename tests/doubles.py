@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadserve.app.config import DeploymentConfig
 from threadserve.app.graph import PlannedDeployment
 from threadserve.call.request import ANSWERED, CURRENT, QUEUED, Request
-from threadserve.call.response import request_of
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Limits, Router
 from threadserve.runtime.pool import Pool
@@ -57,7 +56,9 @@ class Deployed:
         return self.pool.seats
 
 
-def start(kernel: Kernel, router: Router, target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Pool:
+def start(
+    kernel: Kernel, router: Router, target: Any, args: tuple[Any, ...], options: dict[str, Any]
+) -> Pool:
     """Start the replicas of a deployment, open its router, and wait until they are up."""
     config = DeploymentConfig().changed({"max_ongoing_requests": 5, **options})
     planned = PlannedDeployment(name=router.deployment, target=target, config=config)
@@ -138,21 +139,30 @@ def request_behind(answer: DeploymentResponse[Any] | DeploymentResponseGenerator
 
 def check_invariants(router: Router) -> None:
     """Assert what must hold whenever the router's lock is free."""
-    with router.lock:
-        live = [request for request in router._queue if request.state is QUEUED]
-        assert router._queued == len(live)
-        assert len(set(live)) == len(live)
-        assert all(request.state is not QUEUED for request in router._waiting)
-        seats = list(router._seats)
-        assert len(seats) == len(router._seats)
-        assert router._seats.free == sum(max(0, seat.limit - seat.ongoing) for seat in seats)
-        for seat in seats:
-            assert seat.is_open
-            assert 0 <= seat.ongoing == len(seat.running) <= seat.limit
-            assert len(seat.idle) <= seat.workers <= seat.limit
-        if live and router._seats.free and not router._is_waking:
-            between = [seat for seat in seats if seat.has_room and len(seat.idle) < seat.workers]
-            assert between, "queued, a free slot, and nobody on the way"
+    with router.lock:  # the assertion is outside: to show what failed may take the lock
+        broken = list(_broken(router))
+    assert broken == []
+
+
+def _broken(router: Router) -> Iterator[str]:
+    live = [request for request in router._queue if request.state is QUEUED]
+    seats = list(router._seats)
+    free = sum(max(0, seat.limit - seat.ongoing) for seat in seats)
+    if not router._queued == len(live) == len(set(live)):
+        yield f"{len(live)} are queued, {len(set(live))} different ones, and {router._queued} are counted"
+    if any(request.state is QUEUED for request in router._waiting):
+        yield "somebody is queued, and waits for arguments too"
+    counted = (len(router._seats), router._seats.free)
+    if (len(seats), free) != counted:
+        yield f"{len(seats)} seats have {free} free slots; counted are {counted}"
+    for seat in seats:
+        if not (seat.is_open and 0 <= seat.ongoing == len(seat.running) <= seat.limit):
+            yield f"{seat!r} runs {len(seat.running)}"
+        if not len(seat.idle) <= seat.workers <= seat.limit:
+            yield f"{seat!r} has {seat.workers} workers, {len(seat.idle)} of them idle"
+    is_somebody_between = any(seat.has_room and len(seat.idle) < seat.workers for seat in seats)
+    if live and free and not router._is_waking and not is_somebody_between:
+        yield "queued, a free slot, and nobody on the way"
 
 
 def assert_nothing_left(router: Router) -> None:
@@ -185,11 +195,15 @@ class Answers:
         self._told: dict[Request, int] = {}
 
     def watch(self, response: DeploymentResponse[R]) -> DeploymentResponse[R]:
-        request = request_of(response)
+        request = request_behind(response)
         self._told[request] = 0
         if not request.subscribe(_Count(self._told, request)):
             self._told[request] += 1
         return response
+
+    @property
+    def requests(self) -> list[Request]:
+        return list(self._told)
 
     def assert_each_once(self) -> None:
         assert all(request.state is ANSWERED for request in self._told)
@@ -204,4 +218,3 @@ class _Count:
     def tell(self) -> tuple[()]:
         self._told[self._request] += 1
         return ()
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import threadserve as serve
+from threadserve import api
+from threadserve.app.config import HTTPOptions
 from threadserve.errors import (
     ConfigError,
     DeploymentUnavailableError,
@@ -85,6 +88,16 @@ def until_it_fails(call: Callable[[], object]) -> Exception:
             call()
         except Exception as error:
             return error
+
+
+def alive(seen: list[weakref.ref[Any]]) -> list[Any]:
+    """What is still there of some objects, when whoever has let go of them has also left the frames that held them."""
+    for _ in range(100):
+        gc.collect()
+        if not any(ref() is not None for ref in seen):
+            return []
+        time.sleep(0)
+    return [ref() for ref in seen if ref() is not None]
 
 
 def threads_of(app: str) -> list[str]:
@@ -378,10 +391,27 @@ class TestRedeploy:
         for _ in range(3):
             serve.run(serve.deployment(Heavy).bind(), name="heavy").remote().result()
         serve.delete("heavy")
-        gc.collect()
 
-        assert [ref() for ref in seen] == [None] * 3
         assert not threads_of("heavy")
+        assert not alive(seen)
+
+    def test_that_still_drains_is_waited_for_by_delete(self) -> None:
+        gate = Gate()
+        handle = serve.run(app_of(1), name="shop")
+        running = handle.hold.remote(gate)
+        assert gate.reached.acquire(timeout=WAIT_S)
+        serve.run(app_of(2), name="shop")
+        deleting = threading.Thread(target=serve.delete, args=("shop",))
+        deleting.start()
+        until_it_fails(lambda: handle.remote().result(timeout_s=WAIT_S))
+
+        deleting.join(0.05)
+        assert deleting.is_alive()
+
+        gate.opened.set()
+        deleting.join(WAIT_S)
+        assert running.result(timeout_s=0) == 1
+        assert not threads_of("shop")
 
     def test_removes_deployments_that_are_no_longer_there(self) -> None:
         serve.run(app_of(1, child=app_of(name="Child")))
@@ -529,7 +559,9 @@ class TestFailedStart:
         assert list(overview("shop").deployments) == ["Versioned"]
 
     def test_leaves_no_thread_no_object_and_no_name(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.CRITICAL, "threadserve")  # a record would keep the exception, and that the frames
+        caplog.set_level(
+            logging.CRITICAL, "threadserve"
+        )  # a record would keep the exception, and that the frames
         seen: list[weakref.ref[Any]] = []
 
         class Heavy:
@@ -547,10 +579,9 @@ class TestFailedStart:
         )
         assert isinstance(error, ReplicaStartError)
         del error
-        gc.collect()
 
-        assert [ref() for ref in seen] == [None] * 4
         assert not threads_of("shop")
+        assert not alive(seen)
 
     def test_answers_calls_through_handles_there_were(self) -> None:
         handles: list[DeploymentHandle[Any]] = []
@@ -614,6 +645,63 @@ class TestFailedStart:
         serve.run(app_of(), name="good")
 
         assert overview("bad").route_prefix is None
+
+
+class TestHttp:
+    """What the verbs decide about it; how it is served is told elsewhere."""
+
+    @pytest.fixture(autouse=True)
+    def any_free_port(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(api, "HTTPOptions", functools.partial(HTTPOptions, port=0))
+
+    def test_is_served_only_when_it_is_asked_for(self) -> None:
+        serve.run(app_of(), name="quiet")
+        assert api.http_url() is None
+
+        serve.run(app_of(), name="loud", route_prefix="/loud")
+
+        assert api.http_url() is not None
+        assert overview("loud").route_prefix == "/loud"
+
+    def test_for_one_app_is_not_for_those_that_do_not_ask(self) -> None:
+        serve.run(app_of(), name="loud", route_prefix="/loud")
+
+        for name in ("quiet", "silent"):
+            serve.run(app_of(), name=name)
+
+        assert {name: app.route_prefix for name, app in serve.status().applications.items()} == {
+            "loud": "/loud",
+            "quiet": None,
+            "silent": None,
+        }
+
+    def test_goes_again_when_the_app_that_it_was_for_does_not_start(self) -> None:
+        with pytest.raises(ReplicaStartError):
+            serve.run(broken(), name="bad", route_prefix="/bad")
+
+        assert api.http_url() is None
+        assert "threadserve http" not in {thread.name for thread in threading.enumerate()}
+
+    def test_stays_for_the_others_when_one_does_not_start(self) -> None:
+        serve.run(app_of(), name="good", route_prefix="/good")
+        url = api.http_url()
+
+        with pytest.raises(ReplicaStartError):
+            serve.run(broken(), name="bad", route_prefix="/bad")
+
+        assert api.http_url() == url is not None
+
+    def test_gives_a_prefix_to_one_app_at_a_time(self) -> None:
+        serve.run(app_of(), name="first", route_prefix="/shop")
+
+        with pytest.raises(
+            ConfigError, match=r"app 'second': the route_prefix '/shop' belongs to app 'first'"
+        ):
+            serve.run(app_of(), name="second", route_prefix="/shop")
+        assert list(serve.status().applications) == ["first"]
+
+        serve.run(app_of(), name="first", route_prefix="/other")
+        serve.run(app_of(), name="second", route_prefix="/shop")
 
 
 class TestConstructors:
@@ -913,8 +1001,19 @@ class TestShutdown:
             assert not threads_of("one") + threads_of("two")
 
         assert not serve.status().applications
-        ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("threadserve ")]
-        assert len(ours) == len(set(ours))
+
+    def test_leaves_the_same_few_threads_however_often(self) -> None:
+        def ours() -> list[str]:
+            handle = serve.run(app_of())
+            assert handle.options(timeout_s=WAIT_S).remote().result() == 1
+            serve.shutdown()
+            return sorted(
+                thread.name for thread in threading.enumerate() if thread.name.startswith("threadserve ")
+            )
+
+        once = ours()
+
+        assert [ours() for _ in range(5)] == [once] * 5
 
     def test_by_several_threads_ends_in_all_when_everything_is_down(self) -> None:
         gate = Gate()

@@ -54,7 +54,7 @@ class Echo:
 
 
 def configured(handle: DeploymentHandle[Any], **options: Any) -> DeploymentHandle[Any]:
-    return handle.options(**options)  # type: ignore[no-any-return, call-overload]
+    return handle.options(**options)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -66,6 +66,15 @@ def echo() -> Iterator[DeploymentHandle[Any]]:
 class TestRemote:
     def test_carries_arguments_by_position_and_by_name(self, echo: DeploymentHandle[Any]) -> None:
         assert echo.remote(1, 2, key="three").result() == ((1, 2), {"key": "three"})
+
+    def test_takes_arguments_of_any_name(self) -> None:
+        @serve.deployment
+        def names(**named: int) -> list[str]:
+            return list(named)
+
+        wanted = ["self", "args", "kwargs", "router", "request_id", "stream", "method_name", "timeout_s"]
+        with serve.running(names.bind()) as handle:
+            assert handle.remote(**dict.fromkeys(wanted, 1)).result() == wanted
 
     def test_shares_values_instead_of_copying_them(self, echo: DeploymentHandle[Any]) -> None:
         value = object()

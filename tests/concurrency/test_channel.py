@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -342,7 +343,7 @@ def test_several_readers_and_writers_lose_and_double_nothing() -> None:
                 else:
                     got.append(item)
 
-        writers = [kernel.spawn(f"writer {first}", lambda first=first: write(first)) for first in (0, 10)]  # type: ignore[misc]
+        writers = [kernel.spawn(f"writer {first}", partial(write, first)) for first in (0, 10)]
         readers = [kernel.spawn(f"reader {number}", read) for number in range(2)]
         for writer in writers:
             writer.join()

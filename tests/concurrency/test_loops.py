@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ class TestALoopThread:
     def test_does_things_in_order(self, running: Running) -> None:
         done: list[int] = []
         for number in range(5000):
-            running.thread.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+            running.thread.submit(partial(done.append, number))
 
         running.do(lambda: None)
 
@@ -119,7 +120,7 @@ class TestStopping:
     def test_does_first_what_was_submitted_before(self) -> None:
         running, done = Running(), list[int]()
         for number in range(100):
-            running.thread.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+            running.thread.submit(partial(done.append, number))
 
         assert running.thread.stop(20)
 
@@ -199,7 +200,9 @@ class TestStopping:
         def story(kernel: SimulatedKernel) -> None:
             thread, done = LoopThread(kernel, "test loop"), list[str]()
             accepted: list[bool] = []
-            submitter = kernel.spawn("submitter", lambda: accepted.append(thread.submit(lambda: done.append("done"))))
+            submitter = kernel.spawn(
+                "submitter", lambda: accepted.append(thread.submit(lambda: done.append("done")))
+            )
 
             assert thread.stop(60)
 
@@ -213,19 +216,19 @@ class TestStopping:
     def test_while_others_submit_does_exactly_what_was_accepted(self) -> None:
         def story(kernel: SimulatedKernel) -> None:
             thread, done = LoopThread(kernel, "test loop"), list[str]()
-            accepted: list[str] = []
+            accepted: dict[str, bool] = {}
 
             def submit(name: str) -> None:
                 for number in range(3):
-                    if thread.submit(lambda number=number: done.append(f"{name}{number}")):  # type: ignore[misc]
-                        accepted.append(f"{name}{number}")
+                    note = f"{name}{number}"
+                    accepted[note] = thread.submit(partial(done.append, note))
 
-            submitters = [kernel.spawn(name, lambda name=name: submit(name)) for name in "ab"]  # type: ignore[misc]
+            submitters = [kernel.spawn(name, partial(submit, name)) for name in "ab"]
             assert thread.stop(60)
             for submitter in submitters:
                 submitter.join()
             kernel.waiter().wait(1)
-            assert sorted(done) == sorted(accepted)
+            assert sorted(done) == sorted(note for note, is_accepted in accepted.items() if is_accepted)
 
         explore(story, 200)
 

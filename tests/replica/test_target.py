@@ -118,7 +118,9 @@ class Zoo:
         self.function = add_one
         self.bound_lambda = lambda number: number + 1
         self.proxy = wrapt.CallableObjectProxy(add_one)
-        self.function_wrapper = wrapt.FunctionWrapper(add_one_slowly, lambda fn, _, args, kwargs: fn(*args, **kwargs))
+        self.function_wrapper = wrapt.FunctionWrapper(
+            add_one_slowly, lambda fn, _, args, kwargs: fn(*args, **kwargs)
+        )
 
     def __call__(self, number: int) -> int:
         return number + 1
@@ -197,9 +199,7 @@ class Zoo:
     async def wrapped_of_class(cls, number: int) -> int:
         return number + 1
 
-    @functools.lru_cache
-    def cached(self, number: int) -> int:  # noqa: B019
-        return number + 1
+    cached = functools.lru_cache(lambda self, number: number + 1)
 
     @functools.singledispatchmethod
     def dispatching(self, number: object) -> int:
@@ -354,7 +354,10 @@ class TestWhatIsRefused:
                 return self.handle.remote(1)
 
         kernel = RealKernel()
-        with deployed(kernel, Zoo, name="Zoo") as zoo, deployed(kernel, Relay, zoo.handle, name="Relay") as relay:
+        with (
+            deployed(kernel, Zoo, name="Zoo") as zoo,
+            deployed(kernel, Relay, zoo.handle, name="Relay") as relay,
+        ):
             for method in (relay.handle.plain, relay.handle.coroutine):
                 with pytest.raises(ArgumentError, match="unresolved DeploymentResponse"):
                     method.remote().result()
@@ -446,7 +449,9 @@ class TestAFunction:
         with deployed(RealKernel(), function) as deployment:
             assert deployment.handle.remote(1).result() == 2
 
-    @pytest.mark.parametrize("function", [count_up, count_up_slowly, passing(count_up), passing(count_up_slowly)])
+    @pytest.mark.parametrize(
+        "function", [count_up, count_up_slowly, passing(count_up), passing(count_up_slowly)]
+    )
     def test_that_generates_is_a_stream(self, function: Any) -> None:
         with deployed(RealKernel(), function) as deployment:
             assert list(deployment.handle.options(stream=True).remote(3)) == [0, 1, 2]
@@ -502,23 +507,21 @@ class TestAConstructor:
         assert isinstance(caught.value.__cause__, ValueError)
 
     @pytest.mark.parametrize(
-        "error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit()]
+        "error",
+        [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit()],
     )
     @pytest.mark.parametrize("is_async", [False, True])
     def test_that_raises_anything_fails_the_start(self, error: BaseException, is_async: bool) -> None:
         class Broken:
-            if is_async:
+            def __init__(self) -> None:
+                raise error
 
-                async def __init__(self) -> None:  # type: ignore[misc]
-                    raise error
-
-            else:
-
-                def __init__(self) -> None:
-                    raise error
+        class BrokenSlowly:
+            async def __init__(self) -> None:  # type: ignore[misc]
+                raise error
 
         with pytest.raises(ReplicaStartError) as caught:
-            with deployed(RealKernel(), Broken):
+            with deployed(RealKernel(), BrokenSlowly if is_async else Broken):
                 pass
         assert isinstance(caught.value.__cause__, type(error))
 
@@ -540,7 +543,9 @@ class TestAConstructor:
 class TestReconfigure:
     @pytest.mark.parametrize("is_async", [False, True])
     @pytest.mark.parametrize("wants_rank", [False, True])
-    def test_is_called_once_for_each_replica_before_the_first_request(self, is_async: bool, wants_rank: bool) -> None:
+    def test_is_called_once_for_each_replica_before_the_first_request(
+        self, is_async: bool, wants_rank: bool
+    ) -> None:
         seen: list[Any] = []
 
         def note(config: Any, rank: Any = None) -> None:
@@ -641,7 +646,9 @@ class TestALookAtTheClass:
     def test_sees_what_begins_on_the_loop(self, name: str) -> None:
         assert Target(Zoo, (), {}).begins_async(name)
 
-    @pytest.mark.parametrize("name", ["plain", "wrapped_coroutine", "run_to_its_end", "static", "wrapt_plain", "absent"])
+    @pytest.mark.parametrize(
+        "name", ["plain", "wrapped_coroutine", "run_to_its_end", "static", "wrapt_plain", "absent"]
+    )
     def test_leaves_the_rest_to_the_workers(self, name: str) -> None:
         assert not Target(Zoo, (), {}).begins_async(name)
 

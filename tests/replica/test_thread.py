@@ -103,7 +103,9 @@ AS_ITSELF: list[Callable[[], BaseException]] = [
 class TestWhatABodyRaises:
     @pytest.mark.parametrize("body", BODIES)
     @pytest.mark.parametrize("make", AS_ITSELF, ids=lambda make: type(make()).__name__)
-    def test_arrives_as_itself(self, kernel: RealKernel, make: Callable[[], BaseException], body: str) -> None:
+    def test_arrives_as_itself(
+        self, kernel: RealKernel, make: Callable[[], BaseException], body: str
+    ) -> None:
         error = make()
         with deployed(kernel, Raising, max_ongoing_requests=1) as raising:
             response = raising.handle.options(method_name=body).remote(error)
@@ -244,9 +246,13 @@ class Contexts:
 
 class TestContextVariables:
     @pytest.mark.parametrize("body", ["plain", "coroutine", "items", "async_items"])
-    def test_of_the_caller_are_visible_and_changes_stay_in_the_call(self, kernel: RealKernel, body: str) -> None:
+    def test_of_the_caller_are_visible_and_changes_stay_in_the_call(
+        self, kernel: RealKernel, body: str
+    ) -> None:
         with deployed(kernel, Contexts, max_ongoing_requests=1) as contexts:
-            handle = contexts.handle.options(method_name=body, stream="items" in body)
+            handle: Any = contexts.handle.options(method_name=body)
+            if "items" in body:
+                handle = handle.options(stream=True)
             token = user_variable.set("set by the caller")
             try:
                 for _ in range(3):
@@ -455,13 +461,17 @@ class TestThreads:
     def test_of_functions_need_no_loop(self, kernel: RealKernel) -> None:
         with deployed(kernel, lambda: 1) as function:
             function.handle.remote().result()
-            assert not [thread for thread in threading.enumerate() if thread.name.startswith("app/") and thread.name.endswith(" loop")]
+            assert not [
+                thread
+                for thread in threading.enumerate()
+                if thread.name.startswith("app/") and thread.name.endswith(" loop")
+            ]
 
     def test_are_daemons_that_tracers_know(self, kernel: RealKernel) -> None:
         class Look:
             def __call__(self) -> Any:
                 thread = threading.current_thread()
-                return thread.daemon, isinstance(thread, threading._DummyThread)  # type: ignore[attr-defined]
+                return thread.daemon, isinstance(thread, threading._DummyThread)
 
         with deployed(kernel, Look) as look:
             assert look.handle.remote().result() == (True, False)
@@ -695,12 +705,12 @@ class TestStopping:
     def test_answers_a_coroutine_that_ignores_it(self) -> None:
         kernel = SimulatedKernel()
 
-        class Endless_:  # noqa: N801
+        class Stubborn:
             async def __call__(self) -> None:
                 await asyncio.sleep(10_000)
 
         def main() -> None:
-            endless = deploy(kernel, Endless_)
+            endless = deploy(kernel, Stubborn)
             response = endless.handle.remote()
             kernel.waiter().wait(1)
 

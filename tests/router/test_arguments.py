@@ -7,6 +7,7 @@ import gc
 import math
 import sys
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,7 +47,9 @@ class Bench:
         self.router.replace((), (seat,))
         self.call = DeploymentHandle[Any](self.router).remote
 
-    def end(self, response: DeploymentResponse[Any], value: object = None, *, error: BaseException | None = None) -> None:
+    def end(
+        self, response: DeploymentResponse[Any], value: object = None, *, error: BaseException | None = None
+    ) -> None:
         outcome: Outcome = Value(value) if error is None else Error(error)
         self.replica.end(request_behind(response), outcome)
 
@@ -336,7 +339,11 @@ class TestARefusal:
     )
     def test_meets_a_response_in_a_container(self, bench: Bench, nest: Callable[[Any], Any]) -> None:
         nested = nest(bench.call())
-        is_too_deep = nested == [[], {"key": nested[1]["key"]}] if isinstance(nested, list) and nested[0] == [] else False
+        is_too_deep = (
+            nested == [[], {"key": nested[1]["key"]}]
+            if isinstance(nested, list) and nested[0] == []
+            else False
+        )
 
         call = bench.call(nested) if not is_too_deep else bench.call(nested[1])
 
@@ -382,7 +389,7 @@ class TestARefusal:
 
     def test_meets_an_argument_that_cannot_even_be_looked_at(self, bench: Bench) -> None:
         class Hostile:
-            @property
+            @property  # type: ignore[misc]
             def __class__(self) -> Any:
                 raise RuntimeError("do not look")
 
@@ -573,7 +580,9 @@ class TestAValue:
 def graphs(draw: st.DrawFn) -> list[list[int]]:
     """For each call the numbers of the earlier calls that it takes as arguments."""
     size = draw(st.integers(1, 12))
-    return [draw(st.lists(st.integers(0, number - 1), max_size=4)) if number else [] for number in range(size)]
+    return [
+        draw(st.lists(st.integers(0, number - 1), max_size=4)) if number else [] for number in range(size)
+    ]
 
 
 @settings(max_examples=150)
@@ -613,7 +622,7 @@ def test_inputs_may_be_answered_while_the_others_are_being_registered(order: tup
     """The guard in the count: without it the call begins before it has all its arguments."""
     bench = Bench()
     calls = [bench.call() for _ in range(3)]
-    futures = [_Eager(lambda number=number: bench.end(calls[number], number)) for number in order]  # type: ignore[misc]
+    futures = [_Eager(partial(bench.end, calls[number], number)) for number in order]
 
     last = bench.call(futures[0], calls[0], futures[1], calls[1], futures[2], calls[2])
 

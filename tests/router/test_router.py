@@ -103,7 +103,9 @@ class TestAdmission:
     @pytest.mark.parametrize(
         ("slots", "limit", "of_ten"), [(2, 2, 4), (1, 0, 1), (3, 0, 3), (1, 5, 6), (2, -1, 10), (9, 1, 10)]
     )
-    def test_takes_as_many_as_slots_and_queue_hold_and_no_more(self, slots: int, limit: int, of_ten: int) -> None:
+    def test_takes_as_many_as_slots_and_queue_hold_and_no_more(
+        self, slots: int, limit: int, of_ten: int
+    ) -> None:
         router, replica, seat = still_router(RealKernel(), limit=slots, max_queued_requests=limit)
         router.replace((), (seat,))
         handle = DeploymentHandle[Any](router)
@@ -343,7 +345,7 @@ class TestAWorkerAtRest:
             with pytest.raises(ValueError):
                 response.result()
             wait_until(lambda: bool(fail.seats[0].idle))
-            references = [weakref.ref(big), weakref.ref(request_behind(response))]
+            references: list[weakref.ref[Any]] = [weakref.ref(big), weakref.ref(request_behind(response))]
 
             del big, response
             gc.collect()  # a traceback and what it has seen make a circle
@@ -389,7 +391,9 @@ class TestAWorkerAtRest:
 
 
 class TestAThreadThatCannotBeStarted:
-    def test_fails_the_call_with_a_reason(self, kernel: RealKernel, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fails_the_call_with_a_reason(
+        self, kernel: RealKernel, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with deployed(kernel, gate.target) as gated:
             monkeypatch.setattr(gated.seats[0].replica, "add_worker", self.refuse)
             error = gated.handle.remote().exception()

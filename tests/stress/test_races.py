@@ -7,9 +7,9 @@ empty and nobody waits. ``THREADSERVE_SEEDS`` says how many seeds, for a thoroug
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,6 +40,7 @@ from threadserve.handle import DeploymentHandle
 from threadserve.testing.scheduler import SimulatedKernel, explore
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import AsyncIterator, Callable, Iterator
 
 SEEDS = int(os.environ.get("THREADSERVE_SEEDS", "1000"))
@@ -121,13 +122,13 @@ def kind_of(request: Request) -> str:
     error = request.outcome.exception
     if error is None:
         return "value"
-    kinds = {
+    kinds: dict[type, str] = {
         RequestCancelledError: "cancelled",
         RequestTimeoutError: "timed out",
         DeploymentUnavailableError: "unavailable",
         BackPressureError: "refused",
     }
-    return kinds[type(error)]  # type: ignore[index]
+    return kinds[type(error)]
 
 
 class Seen:
@@ -156,7 +157,9 @@ def test_claim_against_cancel(method: str) -> None:
             seen.endings.add((kind, story.count.runs.get("raced", 0)))
 
     explore(race, SEEDS)
-    assert {("value", 1), ("cancelled", 0)} <= seen.endings <= {("value", 1), ("cancelled", 0), ("cancelled", 1)}
+    assert (
+        {("value", 1), ("cancelled", 0)} <= seen.endings <= {("value", 1), ("cancelled", 0), ("cancelled", 1)}
+    )
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
@@ -253,7 +256,7 @@ def test_drain_against_submit() -> None:
                     assert name not in story.count.runs
                     seen.endings.add("unavailable")
 
-            story.meanwhile(*(lambda name=name: submit(name) for name in "abc"))  # type: ignore[misc]
+            story.meanwhile(*(partial(submit, name) for name in "abc"))
             (seat,) = deployment.seats
             deployment.pool.close("it goes")
             assert deployment.router.drain(seat, 60)
@@ -333,7 +336,7 @@ def test_two_readers_of_one_stream() -> None:
                 waiter.wait(kernel.random.choice([None, 0]))
                 channel.forget(subscriber)
 
-        readers = [kernel.spawn(f"reader {number}", lambda number=number: read(got[number])) for number in range(2)]  # type: ignore[misc]
+        readers = [kernel.spawn(f"reader {number}", partial(read, got[number])) for number in range(2)]
         for item in range(6):
             while True:
                 waiter = kernel.waiter()
@@ -364,7 +367,8 @@ def test_cancel_of_a_parent_against_the_creation_of_a_child() -> None:
 
         def make_children() -> None:
             for _ in range(2):
-                children.append(answers.watch(call_under(request_behind(parent), handle.remote)))
+                child = call_under(request_behind(parent), handle.remote)
+                children.append(answers.watch(child))
 
         maker = kernel.spawn("maker", make_children)
         if kernel.seed % 2:
@@ -442,7 +446,7 @@ def test_two_wakers() -> None:
                 assert story.answers.watch(deployment.handle.plain.remote(name, 1)).result() == name
                 assert kernel.now() - begin == 1
 
-            story.meanwhile(*(lambda name=name: call(name) for name in "cd"))  # type: ignore[misc]
+            story.meanwhile(*(partial(call, name) for name in "cd"))
 
     explore(race, SEEDS // 2)
 
@@ -528,7 +532,7 @@ def test_redeploy_against_calls() -> None:
                 for step, method in enumerate([deployment.handle.plain, deployment.handle.coroutine]):
                     assert story.answers.watch(method.remote((name, step))).result() == (name, step)
 
-            story.meanwhile(*(lambda name=name: call(name) for name in "ab"))  # type: ignore[misc]
+            story.meanwhile(*(partial(call, name) for name in "ab"))
             deployment.replace_with(story.count.target, max_ongoing_requests=1)
             story.join()
 
@@ -553,7 +557,7 @@ def test_coroutines_and_functions_in_one_queue() -> None:
                 for response in responses:
                     response.result()
 
-            story.meanwhile(*(lambda kinds=kinds: call(kinds) for kinds in ("dcd", "cdc", "dd")))  # type: ignore[misc]
+            story.meanwhile(*(partial(call, kinds) for kinds in ("dcd", "cdc", "dd")))
 
     explore(race, SEEDS // 2)
 
@@ -631,7 +635,9 @@ def test_a_stopping_loop_against_a_posted_coroutine() -> None:
         story = Story(kernel)
         with story.told() as deployment:
             responses: list[Any] = []
-            story.meanwhile(lambda: responses.append(story.answers.watch(deployment.handle.coroutine.remote("raced", 50))))
+            story.meanwhile(
+                lambda: responses.append(story.answers.watch(deployment.handle.coroutine.remote("raced", 50)))
+            )
             (seat,) = deployment.seats
             deployment.pool.close("it goes")
             deployment.pool.stop(kernel.now())

@@ -20,6 +20,7 @@ __all__ = [
     "name_of",
     "parameters_of",
     "refuse_wrong_arguments",
+    "shown_signature",
 ]
 
 
@@ -39,8 +40,12 @@ def is_class(target: object) -> bool:
 def is_function(target: object) -> bool:
     """Whether it is a function or bound method, also behind a proxy, a cache or a wrapper object."""
     inner = unwrapped(target)
-    is_routine = inspect.isroutine(target) or inspect.isroutine(inner)
-    return is_routine and not is_class(target) and not is_class(inner)
+    return (is_routine(target) or is_routine(inner)) and not is_class(target) and not is_class(inner)
+
+
+def is_routine(target: object) -> bool:
+    """Whether Python counts it among functions and methods; a partial, which 3.14 counts in, is none."""
+    return inspect.isroutine(target) and not isinstance(target, functools.partial)
 
 
 def is_unbound_classmethod(target: object) -> bool:
@@ -92,12 +97,32 @@ def why_not_deployable(target: Any) -> str | None:
 
 def parameters_of(target: Any) -> str:
     """Return the parameters that the target shows to the world, as in code, without annotations."""
-    try:
-        signature = inspect.signature(target)
-    except (TypeError, ValueError):  # Python knows none
+    signature = shown_signature(target)
+    if signature is None:
         return "(...)"
     bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
     return str(inspect.Signature(bare))
+
+
+def shown_signature(target: Any) -> inspect.Signature | None:
+    """Return the signature that the target shows to the world; None where Python knows none.
+
+    ``inspect`` follows links to what is wrapped. Since 3.13 it follows none from a class, and cannot read a proxy
+    of one; here these are followed too.
+    """
+    passed: set[int] = set()
+    while is_class(target) and id(target) not in passed:
+        passed.add(id(target))
+        target = target.__wrapped__ if is_proxy(target) else vars(target).get("__wrapped__", target)
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError):
+        return None
+
+
+def is_proxy(target: Any) -> bool:
+    """Whether it passes itself off as what it wraps."""
+    return type(target) is not target.__class__ and hasattr(target, "__wrapped__")
 
 
 def accepted_signature(target: Any) -> inspect.Signature | None:
@@ -109,8 +134,7 @@ def accepted_signature(target: Any) -> inspect.Signature | None:
     try:
         return inspect.signature(target, follow_wrapped=False)
     except (TypeError, ValueError):
-        is_proxy = type(target) is not target.__class__ and hasattr(target, "__wrapped__")
-        return accepted_signature(target.__wrapped__) if is_proxy else None
+        return accepted_signature(target.__wrapped__) if is_proxy(target) else None
 
 
 def refuse_wrong_arguments(target: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:

@@ -24,6 +24,7 @@ from threadserve.app.callables import (
     is_unbound_classmethod,
     name_of,
     refuse_wrong_arguments,
+    shown_signature,
 )
 from threadserve.app.config import UNSET, DeploymentConfig, DeploymentOptions
 from threadserve.app.containers import contents
@@ -273,6 +274,9 @@ class Deployment(Generic[P, T_co]):
     def _deploy(self, target: Callable[..., Any]) -> None:
         self._target = target
         functools.update_wrapper(cast("Any", self), target, updated=())
+        is_wrapped_class = is_class(target) and hasattr(target, "__wrapped__")
+        if is_wrapped_class and (signature := shown_signature(target)):
+            self.__signature__ = signature  # inspect would not find it
 
     if not TYPE_CHECKING:  # checkers say of themselves that none of these exist
 

@@ -9,7 +9,7 @@ from threadserve.call.directory import refuse_after_fork
 from threadserve.call.request import ANSWERED, Request, check_cancelled, current_request
 from threadserve.call.response import is_in_event_loop, refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
-from threadserve.concurrency.loops import make_future
+from threadserve.concurrency.loops import current_task, make_future
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 from threadserve.errors import ArgumentError
@@ -30,12 +30,13 @@ class DeploymentResponseGenerator(Generic[R_co]):
     dropping the generator - stops the producer and gives its slot back; none of them waits for it.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_has_ended", "_request")
+    __slots__ = ("__weakref__", "_channel", "_has_ended", "_is_shared", "_request")
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._channel = cast("Channel", request.channel)
         self._has_ended = False
+        self._is_shared = False
 
     def __repr__(self) -> str:
         request = self._request
@@ -51,9 +52,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
         return self._request.request_id
 
     def __iter__(self) -> Iterator[R_co]:
-        reader = current_request()
-        if reader is not None and reader.runner == get_ident():
-            self._request.reader = reader
+        self._note_reader(get_ident())
         return self
 
     def __next__(self) -> R_co:
@@ -71,6 +70,8 @@ class DeploymentResponseGenerator(Generic[R_co]):
         return cast("R_co", item)
 
     def __aiter__(self) -> AsyncIterator[R_co]:
+        if is_in_event_loop():
+            self._note_reader(current_task())
         return self
 
     async def __anext__(self) -> R_co:
@@ -132,6 +133,15 @@ class DeploymentResponseGenerator(Generic[R_co]):
             deployment=self._request.router.name,
             request_id=self._request.request_id,
         )
+
+    def _note_reader(self, runner: object) -> None:
+        """Note whose body reads the items, as long as nobody else does: the producer may then wait for that one alone."""
+        request, reader = self._request, current_request()
+        is_body = reader is not None and reader.runner == runner
+        if is_body and not self._is_shared and request.reader in (None, reader):
+            request.reader = reader
+        else:
+            request.reader, self._is_shared = None, True
 
     @property
     def _name(self) -> str:

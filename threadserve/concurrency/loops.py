@@ -152,12 +152,13 @@ def may_time_out(runner: object) -> bool:
     get_loop = getattr(runner, "get_loop", None)
     if get_loop is None:
         return False
-    timers = getattr(get_loop(), "_scheduled", None)
-    if timers is None:
+    loop = get_loop()
+    timers, ready = getattr(loop, "_scheduled", None), getattr(loop, "_ready", None)
+    if timers is None or ready is None or getattr(runner, "cancelling", int)():
         return True
-    for timer in list(timers):
-        owner = getattr(getattr(timer, "_callback", None), "__self__", None)
-        if not timer.cancelled() and getattr(owner, "_task", None) is runner:
+    for handle in (*list(timers), *ready.copy()):  # a timer that has rung waits among the ready ones
+        owner = getattr(getattr(handle, "_callback", None), "__self__", None)
+        if not handle.cancelled() and getattr(owner, "_task", None) is runner:
             return True
     return False
 

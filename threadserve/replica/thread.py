@@ -28,13 +28,13 @@ from collections.abc import AsyncIterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from threadserve.call.blocking import block
+from threadserve.call.blocking import block, suspend
 from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.call.request import ANSWERED, CURRENT, Request
-from threadserve.concurrency.loops import LoopThread, current_task, is_cancellation
+from threadserve.concurrency.loops import LoopThread, current_task, is_cancellation, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value, capture
 from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
-from threadserve.concurrency.waiter import ThreadWaiter
+from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
 from threadserve.replica.target import Target, check_result, check_stream
 
@@ -269,16 +269,30 @@ class ThreadReplica:
         try:
             if isinstance(items, AsyncIterator):
                 async for item in items:
-                    if not await channel.aput(item):
+                    if not await self._put_async(request, channel, item):
                         return
             else:
                 for item in items:
-                    if not await channel.aput(item):
+                    if not await self._put_async(request, channel, item):
                         return
         finally:
             close = getattr(items, "aclose", None) or getattr(items, "close", None)
             if close is not None and inspect.isawaitable(closing := close()):
                 await closing
+
+    async def _put_async(self, request: Request, channel: Channel, item: Any) -> bool:
+        """Put `item` in the channel, suspending while it is full; False when it is closed."""
+        accepted = channel.offer(item, None)
+        while accepted is None:
+            loop, future = make_future()
+            subscriber = LoopWaiter(loop, future)
+            accepted = channel.offer(item, subscriber)
+            if accepted is None:
+                try:
+                    await suspend(loop, future, needs=request.readers(), is_ended=channel.has_room)
+                finally:
+                    channel.forget(subscriber)
+        return accepted
 
     # ---- coroutines
 

@@ -282,9 +282,8 @@ class Controller:
 
     def delete(self, name: str) -> None:
         """Take an app down; unknown names are no error. Blocks until it has drained, for its graceful timeout at most."""
-        retirement = self._begin_delete(name)
-        if retirement is not None and not self._asks_from_inside(name):
-            retirement.wait()
+        self._begin_delete(name)
+        self._wait_for_what_goes(name)
 
     def shutdown(self) -> None:
         """Take all apps down at once and wait for them, and for versions that were still going. May be repeated."""
@@ -296,11 +295,7 @@ class Controller:
             version.call_off("the runtime is being shut down")
         for name in names:
             self._begin_delete(name)
-        with self._lock:
-            going = list(self._going)
-        for retirement in going:
-            if not self._asks_from_inside(retirement.app):
-                retirement.wait()
+        self._wait_for_what_goes()
 
     def exit(self, patience_s: float, report: Callable[[list[str]], object]) -> list[str]:
         """Answer what is queued and let what runs be answered, within the longest graceful timeout; name what is left.
@@ -326,10 +321,18 @@ class Controller:
                 wait_for(request, max(0.0, start + timeout - self._kernel.now()))
         return self.running()
 
-    def _begin_delete(self, name: str) -> Retirement | None:
+    def _wait_for_what_goes(self, name: str | None = None) -> None:
+        """Wait for the versions that are on their way out, of one app or of all; from inside an app not for its own."""
+        with self._lock:
+            going = [retirement for retirement in self._going if name in (None, retirement.app)]
+        for retirement in going:
+            if not self._asks_from_inside(retirement.app):
+                retirement.wait()
+
+    def _begin_delete(self, name: str) -> None:
         if self._is_starting_itself(name):
             self._kernel.spawn(f"{name} delete", lambda: self.delete(name))  # once it is up
-            return None
+            return
         with self._lock:
             waiting = self._apps.get(name)
             coming = None if waiting is None else waiting.coming
@@ -341,11 +344,10 @@ class Controller:
                 for key in [key for key in self._handles if key[0] == name]:
                     del self._handles[key]
             if app is None:
-                return None
+                return
             _log.info("deleting app %r", name)
-            if app.version is None:
-                return None
-            return self._retire(name, app.version, "its app was deleted")
+            if app.version is not None:
+                self._retire(name, app.version, "its app was deleted")
 
     def _retire(self, app: str, version: Version, reason: str) -> Retirement:
         """Take `version` down on a thread of its own."""

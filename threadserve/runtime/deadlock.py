@@ -14,7 +14,7 @@ doubled. Nothing runs when no body waits, and a wait that ends in time has cost 
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED
@@ -62,18 +62,19 @@ class DeadlockWatch:
         self._last = -math.inf
 
     def notice(self) -> None:
-        """Be told that a body has begun to wait. Never blocks."""
-        self._look_at(self._kernel.now() + PATIENCE_S)
+        """Be told that a body has begun to wait. Never blocks, never raises."""
+        with suppress(RuntimeError):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
+            self._look_at(self._kernel.now() + PATIENCE_S)
 
     def _look_at(self, moment: float) -> None:
         """Look at `moment`, if not before."""
         with self._lock:
             if self._next <= moment:
                 return
+            alarm = self._kernel.call_at(moment, lambda: self._kernel.errands.post(self._look))
             if self._alarm is not None:
                 self._alarm.cancel()
-            self._next = moment
-            self._alarm = self._kernel.call_at(moment, lambda: self._kernel.errands.post(self._look))
+            self._next, self._alarm = moment, alarm
 
     def _look(self) -> None:
         """Look, if a wait is due for it, and see when the next one will be."""
@@ -97,27 +98,30 @@ class DeadlockWatch:
 
     def _resolve(self) -> bool:
         """End a wait that can never end; False when there is none."""
-        pools = self._pools()
-        routers = sorted({pool.router for pool in pools}, key=lambda router: router.name)
-        with ExitStack() as locks:
-            for router in routers:
-                locks.enter_context(router.lock)
-            holdings = {router.name: router.holds() for router in routers}
-            waits = {request: wait for held in holdings.values() for request in held.running if (wait := _wait_of(request))}
-            shut = {
-                router.name
-                for router in routers
-                if not (holdings[router.name].has_free_slot or self._is_being_replaced(router))
-            } - {pool.router.name for pool in pools if pool.is_growing}
-        # The picture is taken. What follows may call code of the user's, and what it finds to be stuck stays so.
-        waits = {request: wait for request, wait in waits.items() if _is_open_ended(request, wait)}
-        group = knot(_draw(holdings, waits, shut))
+        group, waits = self._find()
         victims = [request for request in group if request in waits]
         if not victims:
             return False
         victim = max(victims, key=lambda request: waits[request].since)
         waits[victim].fail(_explain(victim, waits, group))
         return True
+
+    def _find(self) -> tuple[list[Request], dict[Request, Wait]]:
+        """Return a knot, empty where there is none, and the waits of all bodies."""
+        pools = self._pools()
+        routers = sorted({pool.router for pool in pools}, key=lambda router: router.name)
+        with ExitStack() as locks:
+            for router in routers:
+                locks.enter_context(router.lock)
+            holdings = {router.name: router.holds() for router in routers}
+            running = [request for held in holdings.values() for request in held.running]
+            waits = {request: wait for request in running if (wait := _wait_of(request)) is not None}
+            changing = {router.name for router in routers if self._is_being_replaced(router)}
+            changing |= {pool.router.name for pool in pools if pool.is_growing}
+        # The picture is taken. What follows may call code of the user's, and what it finds to be stuck stays so.
+        waits = {request: wait for request, wait in waits.items() if _is_open_ended(request, wait)}
+        shut = {name for name, held in holdings.items() if not held.has_free_slot} - changing
+        return knot(_draw(holdings, waits, shut)), waits
 
 
 def _looks(since: float, now: float) -> tuple[float, float]:
