@@ -190,6 +190,17 @@ class TestRun:
         thread.join(WAIT_S)
         assert not thread.is_alive()
 
+    def test_with_blocking_does_not_miss_a_shutdown_that_comes_just_before(self) -> None:
+        serve.run(app_of())
+        runtime = api._current()
+        serve.shutdown()
+        thread = threading.Thread(target=api._block, args=(runtime,))
+
+        thread.start()
+        thread.join(WAIT_S)
+
+        assert not thread.is_alive()
+
     def test_names_the_threads_after_app_deployment_and_replica(self) -> None:
         handle = serve.run(serve.deployment(Versioned, num_replicas=2).bind(), name="shop")
 

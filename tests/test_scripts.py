@@ -277,7 +277,7 @@ class TestCtrlC:
         began.wait()
         main = threading.main_thread().ident
         while sys._current_frames()[main].f_code.co_name not in WAITS: time.sleep(0)
-        time.sleep(0.05)  # Python notices no signal that comes just before the thread goes to sleep
+        time.sleep(0.1)  # Python notices no signal that comes just before the thread goes to sleep
         print("waiting")
 
     WAITS = {"wait_on"}

@@ -51,7 +51,7 @@ class RunTarget(NamedTuple):
 
     target: Application[Any]
     name: str = "default"
-    route_prefix: str | None | Unset = UNSET
+    route_prefix: str | Unset | None = UNSET
 
 
 class _Runtime:
@@ -145,7 +145,7 @@ def run(
     target: Application[T],
     blocking: bool = False,
     name: str = "default",
-    route_prefix: str | None | Unset = UNSET,
+    route_prefix: str | Unset | None = UNSET,
     logging_config: object = None,
 ) -> DeploymentHandle[T]:
     """Bring an app up and return the handle of its ingress, the deployment that was bound last.
@@ -191,7 +191,9 @@ def run_many(targets: Sequence[RunTarget], blocking: bool = False) -> list[Deplo
         raise ConfigError("run_many needs at least one RunTarget")
     for target in targets:
         if not isinstance(target, RunTarget):
-            raise TypeError(f"run_many takes a list of serve.RunTarget(application, name=...), not of {target!r}")
+            raise TypeError(
+                f"run_many takes a list of serve.RunTarget(application, name=...), not of {target!r}"
+            )
     names = [target.name for target in targets]
     if len(set(names)) < len(names):
         raise ConfigError(f"run_many: each app needs a name of its own, not {names}")
@@ -212,7 +214,9 @@ class running(Generic[T]):  # noqa: N801 - used like a function
         route_prefix: As in ``run``.
     """
 
-    def __init__(self, target: Application[T], *, name: str | None = None, route_prefix: str | None = None) -> None:
+    def __init__(
+        self, target: Application[T], *, name: str | None = None, route_prefix: str | None = None
+    ) -> None:
         self._target = target
         self._is_named = name is not None
         self._name = f"app-{next(_numbers)}" if name is None else name
@@ -254,7 +258,9 @@ def start(
     known = ("proxy_location", "grpc_options", "logging_config", "tracing_config", "controller_options")
     for option in accepted:
         if option not in known:
-            raise TypeError(f"start() has no option {option!r}; known are http_options, resources, {', '.join(known)}")
+            raise TypeError(
+                f"start() has no option {option!r}; known are http_options, resources, {', '.join(known)}"
+            )
     options = HTTPOptions.of(http_options)
     runtime = _current(resources)
     runtime.serve_http(options)
@@ -323,8 +329,10 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
     replica = inheritance.get()
     if app_name is None:
         if replica is None:
-            raise ServeError(f"get_deployment_handle({deployment_name!r}): outside of a replica app_name is needed")
-        app_name = replica.app_name
+            raise ServeError(
+                f"get_deployment_handle({deployment_name!r}): outside of a replica app_name is needed"
+            )
+        app_name = str(replica.app_name)
     runtime = _runtime
     if runtime is None:
         raise ServeError(f"there is no app {app_name!r}: nothing has been run in this process")
@@ -348,12 +356,17 @@ def _check_name(name: object) -> None:
         raise ConfigError(f"the name of an app must be a non-empty string, not {name!r}")
 
 
-def _check_prefix(name: str, prefix: str | None | Unset) -> str | None | Unset:
+def _check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
     if prefix is None or isinstance(prefix, Unset):
         return prefix
     if not isinstance(prefix, str):
         raise ConfigError(f"app {name!r}: route_prefix must be a string or None, not {prefix!r}")
-    if not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/")) or "{" in prefix or "}" in prefix:
+    if (
+        not prefix.startswith("/")
+        or (prefix != "/" and prefix.endswith("/"))
+        or "{" in prefix
+        or "}" in prefix
+    ):
         raise ConfigError(
             f"app {name!r}: route_prefix must start with '/', must not end with one (but for '/' itself) "
             f"and has no braces, unlike {prefix!r}"

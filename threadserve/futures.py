@@ -58,6 +58,7 @@ class Remote(Protocol):
 
     def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponse[Any]:
         """Call, and return the response at once."""
+        ...
 
 
 class DoneAndNotDone(NamedTuple, Generic[S]):
@@ -67,7 +68,9 @@ class DoneAndNotDone(NamedTuple, Generic[S]):
     not_done: set[S]
 
 
-def wait(sources: Iterable[S], timeout: float | None = None, return_when: str = ALL_COMPLETED) -> DoneAndNotDone[S]:
+def wait(
+    sources: Iterable[S], timeout: float | None = None, return_when: str = ALL_COMPLETED
+) -> DoneAndNotDone[S]:
     """Block until all (or the first, or the first failed) of `sources` are done; like ``concurrent.futures.wait``.
 
     Args:
@@ -158,7 +161,9 @@ class Gathering(Generic[R]):
 
     def __repr__(self) -> str:
         done = sum(source.done() for source in self._sources)
-        return f"<Gathering of {len(self._sources)} calls, {done} done; get the values with .result() or await>"
+        return (
+            f"<Gathering of {len(self._sources)} calls, {done} done; get the values with .result() or await>"
+        )
 
     def result(self, *, timeout_s: float | None = None) -> list[R]:
         """Block until every call is done, or the first has failed, and return the values in order.
@@ -169,7 +174,9 @@ class Gathering(Generic[R]):
         """
         found = wait(self._sources, timeout_s, self._return_when)
         if found.not_done and not self._has_failed(found.done):
-            raise TimeoutError(f"{len(found.not_done)} of {len(self._sources)} calls were not done within {timeout_s} s")
+            raise TimeoutError(
+                f"{len(found.not_done)} of {len(self._sources)} calls were not done within {timeout_s} s"
+            )
         return self._values(found.done)
 
     def __await__(self) -> Generator[Any, None, list[R]]:
@@ -214,14 +221,14 @@ class map(Generic[R]):  # noqa: A001, N801 - the name of the builtin on purpose,
         buffersize: Calls that may be under way ahead of the one whose value is read next; None makes them all at once.
     """
 
-    def __init__(
-        self, handle: Remote, *iterables: Iterable[Any], buffersize: int | None = None
-    ) -> None:
+    def __init__(self, handle: Remote, *iterables: Iterable[Any], buffersize: int | None = None) -> None:
         if not iterables:
             raise TypeError("map needs at least one iterable")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1 or None, not {buffersize!r}")
-        self._calls: Iterator[DeploymentResponse[R]] = (handle.remote(*items) for items in zip(*iterables, strict=False))
+        self._calls: Iterator[DeploymentResponse[R]] = (
+            handle.remote(*items) for items in zip(*iterables, strict=False)
+        )
         self._under_way: deque[DeploymentResponse[R]] = deque()
         self._size = math.inf if buffersize is None else buffersize
         self._fill()
@@ -290,8 +297,6 @@ class _Arrivals(Generic[S]):
             if isinstance(source, DeploymentResponse):
                 request_of(source).forget(arrival)
             arrival.ignore()  # a plain future keeps it
-        with self._lock:
-            self._reader = None
 
     def deadline(self, timeout: float | None) -> float:
         """Return when `timeout` seconds from now will have passed, on the kernel's clock."""
@@ -330,7 +335,9 @@ class _Arrivals(Generic[S]):
                 return None
             alarm = None if left == math.inf else loop.call_later(left, waiter.wake)
             try:
-                await suspend(loop, future, needs=self._needs if alarm is None else (), is_ended=self._has_news)
+                await suspend(
+                    loop, future, needs=self._needs if alarm is None else (), is_ended=self._has_news
+                )
             finally:
                 if alarm is not None:
                     alarm.cancel()
@@ -401,7 +408,9 @@ def _checked(sources: Iterable[S]) -> tuple[S, ...]:
     found = tuple(sources)
     for source in found:
         if not isinstance(source, (DeploymentResponse, concurrent.futures.Future)):
-            raise TypeError(f"expected responses and concurrent.futures futures, not {type(source).__name__}: {source!r:.80}")
+            raise TypeError(
+                f"expected responses and concurrent.futures futures, not {type(source).__name__}: {source!r:.80}"
+            )
     return found
 
 
@@ -436,7 +445,9 @@ def _enough(return_when: str, total: int) -> Callable[[int, Any], bool]:
         return lambda count, last: count > 0 or not total
     if return_when == FIRST_EXCEPTION:
         return lambda count, last: count == total or (last is not None and _has_failed(last))
-    raise ValueError(f"return_when must be ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {return_when!r}")
+    raise ValueError(
+        f"return_when must be ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {return_when!r}"
+    )
 
 
 def _has_failed(source: object) -> bool:

@@ -32,7 +32,13 @@ __all__ = ["DeploymentHandle", "DeploymentResponse", "DeploymentResponseGenerato
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 
-_ACCEPTED = ("session_id", "_prefer_local_routing", "_by_reference", "request_serialization", "response_serialization")
+_ACCEPTED = (
+    "session_id",
+    "_prefer_local_routing",
+    "_by_reference",
+    "request_serialization",
+    "response_serialization",
+)
 
 
 class DeploymentHandle(Generic[T_co]):
@@ -79,7 +85,9 @@ class DeploymentHandle(Generic[T_co]):
             self: DeploymentHandle[Callable[..., Coroutine[Any, Any, R]]], /, *args: Any, **kwargs: Any
         ) -> DeploymentResponse[R]: ...
         @overload
-        def remote(self: DeploymentHandle[Callable[..., R]], /, *args: Any, **kwargs: Any) -> DeploymentResponse[R]: ...
+        def remote(
+            self: DeploymentHandle[Callable[..., R]], /, *args: Any, **kwargs: Any
+        ) -> DeploymentResponse[R]: ...
         @overload
         def remote(self, /, *args: Any, **kwargs: Any) -> DeploymentResponse[Any]: ...
 
@@ -235,15 +243,17 @@ def send(
     """Call a deployment from outside, through `adapter`, under a request id that came with the call."""
     timeout = math.inf if timeout_s is None else timeout_s
     bound: Any = handle.options(stream=True, multiplexed_model_id=multiplexed_model_id, timeout_s=timeout)
-    return cast("DeploymentResponseGenerator[Any]", bound._call(args, {}, request_id=request_id, adapter=adapter))
+    return cast(
+        "DeploymentResponseGenerator[Any]", bound._call(args, {}, request_id=request_id, adapter=adapter)
+    )
 
 
 def _rebuild(
     app: str, deployment: str, method_name: str, stream: bool, model_id: str, timeout_s: float | None
 ) -> DeploymentHandle[Any]:
-    router = directory.find(app, deployment) or directory.Absent(app, deployment, "no such app runs in this process")
+    router = directory.find(app, deployment) or directory.Absent(
+        app, deployment, "no such app runs in this process"
+    )
     return DeploymentHandle(
         router, method_name=method_name, stream=stream, multiplexed_model_id=model_id, timeout_s=timeout_s
     )
-
-

@@ -27,8 +27,6 @@ def running() -> Request:
     return request
 
 
-
-
 class TestInPlainCode:
     def test_a_wait_is_only_a_wait(self) -> None:
         def story(stage: Stage) -> None:
@@ -41,7 +39,9 @@ class TestInPlainCode:
 
         play(story, seeds=3)
 
-    @pytest.mark.parametrize(("timeout", "is_answered"), [(0, False), (-1, False), (4, False), (6, True), (math.inf, True)])
+    @pytest.mark.parametrize(
+        ("timeout", "is_answered"), [(0, False), (-1, False), (4, False), (6, True), (math.inf, True)]
+    )
     def test_an_answer_is_waited_for_as_long_as_asked(self, timeout: float, is_answered: bool) -> None:
         def story(stage: Stage) -> None:
             request = request_of(stage.deploy().do.remote(lambda: stage.sleep(5)))
@@ -192,7 +192,9 @@ class TestInABody:
 
         play(story)
 
-    @pytest.mark.parametrize("why", ["a timeout", "a deadline of the body's", "nothing to need", "another thread"])
+    @pytest.mark.parametrize(
+        "why", ["a timeout", "a deadline of the body's", "nothing to need", "another thread"]
+    )
     def test_a_wait_that_may_end_by_itself_is_not_shown(self, why: str) -> None:
         def story(stage: Stage) -> None:
             one, other = stage.deploy("one"), stage.deploy("other")
@@ -210,7 +212,9 @@ class TestInABody:
                 else:
                     wait_for(request)
 
-            answer = (one.options(timeout_s=100) if why == "a deadline of the body's" else one).do.remote(body)
+            answer = (one.options(timeout_s=100) if why == "a deadline of the body's" else one).do.remote(
+                body
+            )
             stage.sleep(1)
 
             assert request_of(answer).wait is None
@@ -341,7 +345,9 @@ class TestInACoroutine:
                 else:
                     await wait_for_async(request)
 
-            answer = (one.options(timeout_s=100) if why == "a deadline of the body's" else one).ado.remote(body)
+            answer = (one.options(timeout_s=100) if why == "a deadline of the body's" else one).ado.remote(
+                body
+            )
             stage.sleep(1)
 
             assert request_of(answer).wait is None

@@ -274,7 +274,9 @@ class TestInheritance:
         play(story, seeds=5)
 
     @pytest.mark.parametrize(
-        ("own", "left"), [(None, 10), (3, 3), (30, 10), (math.inf, math.inf)], ids=["none", "shorter", "longer", "inf"]
+        ("own", "left"),
+        [(None, 10), (3, 3), (30, 10), (math.inf, math.inf)],
+        ids=["none", "shorter", "longer", "inf"],
     )
     def test_a_child_s_own_timeout_shortens_it_and_only_infinity_lifts_it(
         self, own: float | None, left: float
@@ -558,7 +560,9 @@ NO_TIMEOUTS: list[Any] = [0, 0.0, -1, -math.inf, math.nan, True, "1", b"1", [1],
 class TestBadInputs:
     @pytest.mark.parametrize("timeout", [*NO_TIMEOUTS, None])
     def test_a_block_refuses_what_is_no_time(self, timeout: Any) -> None:
-        with pytest.raises(ValueError, match=r"serve\.deadline: the timeout must be a positive number of seconds"):
+        with pytest.raises(
+            ValueError, match=r"serve\.deadline: the timeout must be a positive number of seconds"
+        ):
             serve.deadline(timeout).__enter__()
         assert serve.remaining() == math.inf
 
@@ -567,7 +571,9 @@ class TestBadInputs:
         def story(stage: Stage) -> None:
             one: DeploymentHandle[Any] = stage.deploy()
 
-            with pytest.raises(ValueError, match=r"one/one.*positive number of seconds or math\.inf") as raised:
+            with pytest.raises(
+                ValueError, match=r"one/one.*positive number of seconds or math\.inf"
+            ) as raised:
                 one.options(timeout_s=timeout)
 
             assert repr(timeout) in str(raised.value)

@@ -98,9 +98,7 @@ class TestKnot:
         assert set(knot(drawn)) in ({"a", "b"}, {"c", "d"})
 
     def test_all_who_stand_in_the_queue_that_its_member_stands_in_are_left_out(self) -> None:
-        drawn = picture(
-            needs={"a": "b"}, queued={"b": "one", "y": "one", "z": "one"}, holders={"one": "a"}
-        )
+        drawn = picture(needs={"a": "b"}, queued={"b": "one", "y": "one", "z": "one"}, holders={"one": "a"})
 
         assert set(knot(drawn)) == {"a", "b"}
 
@@ -188,9 +186,7 @@ def subsets(keys: Iterable[int]) -> Iterator[frozenset[int]]:
     found = sorted(keys)
     return (
         frozenset(chosen)
-        for chosen in chain.from_iterable(
-            combinations(found, size) for size in range(1, len(found) + 1)
-        )
+        for chosen in chain.from_iterable(combinations(found, size) for size in range(1, len(found) + 1))
     )
 
 

@@ -420,7 +420,7 @@ def test_after_the_body_has_begun_an_exception_cuts_the_connection(
 
     with client.stream("GET", "/") as response:
         assert response.status_code == 200
-        with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012 - what came before it counts
+        with pytest.raises(httpx.RemoteProtocolError):
             for chunk in response.iter_raw():
                 received += chunk
 
@@ -490,7 +490,7 @@ def test_a_client_can_say_beforehand_that_its_leaving_means_nothing(
     @serve.deployment
     async def ingress(request: Request) -> None:
         started.set()
-        while not await request.is_disconnected():  # noqa: ASYNC110 - it is asked as users ask
+        while not await request.is_disconnected():
             await asyncio.sleep(0)
         left.set()
         await asyncio.to_thread(go_on.wait)

@@ -524,7 +524,8 @@ class Endless:
 
     async def items_from_a_coroutine(self) -> Iterator[int]:
         await asyncio.sleep(0)
-        return self.items_on_the_loop()
+        self.kept = self.items_on_the_loop()  # so that it is not closed by being dropped
+        return self.kept
 
     def items_on_the_loop(self) -> Iterator[int]:
         try:

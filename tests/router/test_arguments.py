@@ -390,7 +390,7 @@ class TestARefusal:
     def test_meets_an_argument_that_cannot_even_be_looked_at(self, bench: Bench) -> None:
         class Hostile:
             @property  # type: ignore[misc]
-            def __class__(self) -> Any:
+            def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
                 raise RuntimeError("do not look")
 
         response = bench.call([Hostile()])

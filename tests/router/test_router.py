@@ -659,6 +659,29 @@ def test_what_is_dropped_out_of_the_queue_does_not_die_under_the_lock() -> None:
 # ---- the two mechanisms that constant traffic hides
 
 
+def test_a_burst_of_calls_wakes_one_worker_which_wakes_the_next() -> None:
+    hired: list[Callable[[], None]] = []
+
+    class Hiring(StillReplica):
+        def begins_async(self, method: str) -> bool:
+            return False
+
+        def add_worker(self, work: Callable[[], None]) -> None:
+            hired.append(work)
+
+    router, _, _ = still_router(RealKernel())
+    seat = router.seat(Hiring(), 16)  # type: ignore[arg-type]
+    router.replace((), (seat,))
+
+    responses = [DeploymentHandle[Any](router).remote() for _ in range(16)]
+
+    assert (len(hired), seat.workers) == (1, 1)
+    request, effects = router._arrive(seat)
+    router._act(effects)
+    assert request is request_behind(responses[0])
+    assert (len(hired), seat.workers) == (2, 2)
+
+
 def test_an_arriving_worker_wakes_the_next_one() -> None:
     """A burst of calls, then silence: at most one wake is under way, so each worker must see to the next."""
 

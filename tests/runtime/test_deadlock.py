@@ -11,8 +11,8 @@ import concurrent.futures
 import itertools
 import pickle
 import threading
-from contextvars import copy_context
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,7 +62,12 @@ class Stage:
         self.controller = Controller(kernel)
 
     def deploy(
-        self, name: str = "one", slots: int = 1, *, prepare: Callable[[], object] = lambda: None, **options: Any
+        self,
+        name: str = "one",
+        slots: int = 1,
+        *,
+        prepare: Callable[[], object] = lambda: None,
+        **options: Any,
     ) -> DeploymentHandle[Any]:
         """Run an app of one deployment, both called `name`; again, to replace it."""
         actor: Any = serve.deployment(Actor).options(name=name, max_ongoing_requests=slots, **options)
@@ -234,8 +239,12 @@ class TestSeveralDeployments:
                 return await other.ado.remote(anothing)
 
             answers = [
-                left.do.remote(cross, "left", right) if kind != "coroutines" else left.ado.remote(across, "left", right),
-                right.do.remote(cross, "right", left) if kind == "threads" else right.ado.remote(across, "right", left),
+                left.do.remote(cross, "left", right)
+                if kind != "coroutines"
+                else left.ado.remote(across, "left", right),
+                right.do.remote(cross, "right", left)
+                if kind == "threads"
+                else right.ado.remote(across, "right", left),
             ]
             errors = [answer.exception() for answer in answers]
 
@@ -356,7 +365,9 @@ class TestSeveralAnswers:
             one, other = stage.deploy("one"), stage.deploy("other")
 
             def body() -> Any:
-                return futures.gather(one.do.remote(nothing), other.do.remote(lambda: stage.sleep(5))).result()
+                return futures.gather(
+                    one.do.remote(nothing), other.do.remote(lambda: stage.sleep(5))
+                ).result()
 
             with pytest.raises(DeadlockError):
                 one.do.remote(body).result()
@@ -1157,7 +1168,9 @@ class TestChanging:
         def story(stage: Stage) -> None:
             one = stage.deploy()
 
-            redeploy = stage.kernel.spawn("redeploy", lambda: stage.deploy(prepare=lambda: stage.sleep_until(moment)))
+            redeploy = stage.kernel.spawn(
+                "redeploy", lambda: stage.deploy(prepare=lambda: stage.sleep_until(moment))
+            )
             answer = one.do.remote(lambda: one.do.remote(nothing).result())
 
             assert answer.result() == "nothing"
@@ -1169,9 +1182,7 @@ class TestChanging:
     def test_the_app_is_deleted_while_a_lost_replica_is_being_replaced(self, moment: float) -> None:
         def story(stage: Stage) -> None:
             begun = itertools.count()
-            one = stage.deploy(
-                num_replicas=2, prepare=lambda: stage.sleep(0 if next(begun) < 2 else 30)
-            )
+            one = stage.deploy(num_replicas=2, prepare=lambda: stage.sleep(0 if next(begun) < 2 else 30))
             assert one.do.remote(lambda: exit(1)).exception() is not None
 
             answer = one.do.remote(lambda: one.do.remote(nothing).result())

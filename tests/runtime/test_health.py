@@ -115,11 +115,11 @@ class TestWhenItAsks:
 
         play(story, seeds=200)
 
-
     def test_is_later_when_there_is_no_thread_to_be_had(self) -> None:
         def story(kernel: SimulatedKernel) -> None:
             ward = Ward(kernel, well)
-            spawn, refused = kernel.spawn, []
+            spawn = kernel.spawn
+            refused: list[str] = []
 
             def refuse_twice(name: str, fn: Callable[[], object]) -> Any:
                 if name.endswith("health") and len(refused) < 2:

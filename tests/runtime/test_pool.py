@@ -119,7 +119,9 @@ async def adie() -> None:
 
 class TestIllness:
     @pytest.mark.parametrize("kind", MORTALS)
-    def test_replaces_the_replica_after_three_strikes_with_one_of_the_same_rank(self, kind: type[Mortal]) -> None:
+    def test_replaces_the_replica_after_three_strikes_with_one_of_the_same_rank(
+        self, kind: type[Mortal]
+    ) -> None:
         def story(stage: Stage) -> None:
             life = Life()
             one = deploy(stage, life, kind)
@@ -318,7 +320,9 @@ class TestSystemExit:
                 await asyncio.sleep(1)
                 die()
 
-            stream = iter(getattr(one.options(stream=True), method).remote(produce if method == "items" else aproduce))
+            stream = iter(
+                getattr(one.options(stream=True), method).remote(produce if method == "items" else aproduce)
+            )
 
             assert next(stream) == "first"
             with pytest.raises(ReplicaDiedError):
@@ -839,7 +843,9 @@ class TestStopping:
             assert isinstance(late.exception(), DeploymentUnavailableError)
             assert len({answer.result() for answer in answers}) == 1
             assert len(life.gone) == len(life.born) - 1
-            assert stage.controller.status().applications["one"].deployments["one"].replica_states == {"RUNNING": 1}
+            assert stage.controller.status().applications["one"].deployments["one"].replica_states == {
+                "RUNNING": 1
+            }
 
         play(story, seeds=100)
 
@@ -908,7 +914,9 @@ class TestAgainAndFromAnywhere:
         play(story, seeds=40)
 
     @pytest.mark.parametrize("deed", ["delete", "shutdown"])
-    @pytest.mark.parametrize("place", ["a method", "a coroutine", "a thread of the body's", "a done callback", "a finalizer"])
+    @pytest.mark.parametrize(
+        "place", ["a method", "a coroutine", "a thread of the body's", "a done callback", "a finalizer"]
+    )
     def test_from_inside(self, deed: str, place: str) -> None:
         def story(stage: Stage) -> None:
             life = Life()

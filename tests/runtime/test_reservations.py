@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +12,9 @@ from threadserve.app.graph import build
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import DeployError, ReplicaStartError, ResourceError
 from threadserve.runtime.controller import Controller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WAIT_S = 10.0
 
@@ -23,7 +25,9 @@ def licensed(name: str, **options: Any) -> Any:
     def work() -> tuple[str, ...]:
         return serve.get_replica_context().gpu_ids
 
-    return serve.deployment(name=name, ray_actor_options={"resources": {"licence": 1}}, **options)(work).bind()
+    return serve.deployment(name=name, ray_actor_options={"resources": {"licence": 1}}, **options)(
+        work
+    ).bind()
 
 
 @pytest.fixture
@@ -37,7 +41,9 @@ def message_of(controller: Controller, app: str) -> str:
     """Wait until the app says in its status what it waits for."""
     patience = threading.Event()
     for _ in range(1000):
-        message = controller.status().applications[app].message if app in controller.status().applications else ""
+        message = (
+            controller.status().applications[app].message if app in controller.status().applications else ""
+        )
         if message:
             return message
         patience.wait(0.01)
@@ -67,7 +73,9 @@ def test_what_can_never_fit_is_refused_before_anything_is_started(controller: Co
     assert controller.status().applications == {}
 
 
-def test_an_app_that_must_wait_for_another_says_so_and_comes_up_when_that_one_goes(controller: Controller) -> None:
+def test_an_app_that_must_wait_for_another_says_so_and_comes_up_when_that_one_goes(
+    controller: Controller,
+) -> None:
     controller.deploy(build(licensed("Work"), "first"))
 
     thread, ended = deploy_aside(controller, "second")

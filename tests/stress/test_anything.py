@@ -100,7 +100,9 @@ class Program:
                 self.enter(call)
                 try:
                     if self.child is not None:
-                        await asyncio.gather(*[_await(program.call(self.child)) for _ in range(chance.randrange(3))])
+                        await asyncio.gather(
+                            *[_await(program.call(self.child)) for _ in range(chance.randrange(3))]
+                        )
                 finally:
                     self.inside -= 1
                 return call
@@ -151,7 +153,8 @@ class Program:
         with suppress(RequestError):
             for item in stream:
                 if item == self.chance.randrange(8):
-                    self.chance.choice([stream.close, stream.cancel, lambda: None])()
+                    leave: Any = self.chance.choice([stream.close, stream.cancel, str])
+                    leave()
                     break
 
     def caller(self, handle: DeploymentHandle[Any]) -> None:

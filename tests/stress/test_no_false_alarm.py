@@ -26,7 +26,6 @@ import threadserve as serve
 from tests.runtime.test_deadlock import Actor, Stage
 from threadserve import futures
 from threadserve.call.request import ANSWERED, Request
-from threadserve.call.response import request_of
 from threadserve.errors import Cancelled, DeadlockError, RequestCancelledError, RequestTimeoutError
 from threadserve.runtime import deadlock
 from threadserve.testing.scheduler import SimulatedKernel, StuckError
@@ -109,9 +108,7 @@ class Program:
 
 def programs(waits: Sequence[str]) -> st.SearchStrategy[Program]:
     few = st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), min_size=3, max_size=3).map(tuple)
-    root = st.builds(
-        Step, st.just("call"), where=SOMEWHERE, is_async=st.booleans(), body=bodies(waits)
-    )
+    root = st.builds(Step, st.just("call"), where=SOMEWHERE, is_async=st.booleans(), body=bodies(waits))
     return st.builds(
         Program,
         slots=few,

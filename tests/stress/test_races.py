@@ -371,10 +371,11 @@ def test_cancel_of_a_parent_against_the_creation_of_a_child() -> None:
                 children.append(answers.watch(child))
 
         maker = kernel.spawn("maker", make_children)
-        if kernel.seed % 2:
-            ender = kernel.spawn("ender", lambda: replica.end(request_behind(parent), Value("value")))
-        else:
-            ender = None
+        ender = (
+            kernel.spawn("ender", lambda: replica.end(request_behind(parent), Value("value")))
+            if kernel.seed % 2
+            else None
+        )
         parent.cancel()
         maker.join()
         if ender is not None:

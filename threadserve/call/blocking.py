@@ -9,7 +9,7 @@ those without a timeout or a deadline; all others can end by themselves.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, Request, Wait, check_cancelled, current_request
 from threadserve.concurrency.loops import current_task, make_future
@@ -31,7 +31,9 @@ def check_cancelled_async() -> None:
     if request is not None and request.state is ANSWERED:
         import asyncio
 
-        raise asyncio.CancelledError(f"request {request.request_id} of {request.router.name} was cancelled or has expired")
+        raise asyncio.CancelledError(
+            f"request {request.request_id} of {request.router.name} was cancelled or has expired"
+        )
 
 
 def block(

@@ -111,7 +111,9 @@ def get_replica_context() -> ReplicaContext:
     """
     context = inheritance.get()
     if context is None:
-        raise NotInReplicaError("get_replica_context() was called outside of a replica; only code that a replica runs has one")
+        raise NotInReplicaError(
+            "get_replica_context() was called outside of a replica; only code that a replica runs has one"
+        )
     return context  # type: ignore[no-any-return]
 
 

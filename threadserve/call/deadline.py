@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from threadserve.call.request import current_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 __all__ = ["BOUND", "check_timeout", "deadline", "remaining"]
 
@@ -23,11 +23,13 @@ def check_timeout(what: str, timeout_s: Any) -> None:
     """Raise ValueError unless `timeout_s` is a positive number of seconds; ``math.inf`` is one."""
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if not (is_number and timeout_s > 0):
-        raise ValueError(f"{what}: the timeout must be a positive number of seconds or math.inf, not {timeout_s!r}")
+        raise ValueError(
+            f"{what}: the timeout must be a positive number of seconds or math.inf, not {timeout_s!r}"
+        )
 
 
 @contextmanager
-def deadline(timeout_s: float) -> Iterator[None]:
+def deadline(timeout_s: float) -> Generator[None]:
     """Bound all calls made in a ``with`` block, and the calls that they make: ``with serve.deadline(2.0): ...``.
 
     When the time is over, what is still unanswered is cancelled and fails with RequestTimeoutError. Blocks nest; the

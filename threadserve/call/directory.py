@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Absent", "disown_after_fork", "find", "refuse_after_fork", "register"]
 
 _lock = RealKernel.lock()
-_routers: weakref.WeakValueDictionary[tuple[str, str], Router] = weakref.WeakValueDictionary()  # guarded by _lock
+_routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (
+    weakref.WeakValueDictionary()
+)  # guarded by _lock
 
 
 def register(router: Router) -> None:
@@ -48,7 +50,9 @@ class Absent:
         """Answer `request`, which may have been meant for another router."""
         request.router = self
         error = DeploymentUnavailableError(
-            f"{self.name} is not available: {self._reason}", deployment=self.name, request_id=request.request_id
+            f"{self.name} is not available: {self._reason}",
+            deployment=self.name,
+            request_id=request.request_id,
         )
         request.answer(Error(error))
 

@@ -103,6 +103,7 @@ class Adapter(Protocol):
 
     def iterate(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
         """Call a `def`; runs on a worker thread."""
+        ...
 
     def aiterate(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an `async def`; an async generator that runs on the replica's loop."""
@@ -137,10 +138,10 @@ class Request:
         "_subscribers",
         "_timer",
         "adapter",
+        "admitted",
         "args",
         "channel",
         "context",
-        "admitted",
         "created",
         "deadline",
         "future",
@@ -327,7 +328,12 @@ class Request:
         now = self.router.kernel.now()
         admitted = now if self.admitted is None else self.admitted
         started = now if self.started is None else self.started
-        elapsed, inputs, queued, running = now - self.created, admitted - self.created, started - admitted, now - started
+        elapsed, inputs, queued, running = (
+            now - self.created,
+            admitted - self.created,
+            started - admitted,
+            now - started,
+        )
         return Error(
             RequestTimeoutError(
                 f"request {self.request_id} to {self.router.name}.{self.method} timed out after {elapsed:.3g} s, while "
@@ -495,7 +501,9 @@ class _Aftermath:
             interrupt, request._interrupt = request._interrupt, None
         if interrupt is not None:
             interrupt()
-        has_expired = request.outcome is not None and isinstance(request.outcome.exception, RequestTimeoutError)
+        has_expired = request.outcome is not None and isinstance(
+            request.outcome.exception, RequestTimeoutError
+        )
         news: list[Subscriber] = []
         for child in children or ():
             if has_expired and child.deadline > request.deadline:

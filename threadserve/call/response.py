@@ -69,7 +69,9 @@ class DeploymentResponse(Generic[R_co]):
         finally:
             del request
 
-    def exception(self, *refused: Never, timeout_s: float | None = None, **unknown: Never) -> BaseException | None:
+    def exception(
+        self, *refused: Never, timeout_s: float | None = None, **unknown: Never
+    ) -> BaseException | None:
         """Wait for the answer and return the exception it ended with, None if there is none. Waits as ``result`` does."""
         if refused or unknown:
             refuse_wait_arguments("exception", refused, unknown)
@@ -140,7 +142,9 @@ class DeploymentResponse(Generic[R_co]):
 
     def _wait(self, timeout_s: float | None) -> None:
         request = self._request
-        refuse_in_event_loop(f"{request.router.name}.{request.method}", "await the response: `await response`")
+        refuse_in_event_loop(
+            f"{request.router.name}.{request.method}", "await the response: `await response`"
+        )
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
         if not wait_for(request, timeout_s):

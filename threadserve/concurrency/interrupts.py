@@ -69,7 +69,8 @@ class Interrupts:
             self._users += 1
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGINT) in (self._default, self._handler):  # ours stays when another thread uninstalls
+        # It is ours already where another thread uninstalled it and could not put it back.
+        if signal.getsignal(signal.SIGINT) in (self._default, self._handler):
             signal.signal(signal.SIGINT, self._handler)
             signal.default_int_handler = self._handler  # type: ignore[assignment]
 

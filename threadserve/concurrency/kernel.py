@@ -1,7 +1,8 @@
 """The ground everything stands on: locks, waits, the clock, timers, threads, loops and chance.
 
 All of threadserve gets these from a Kernel and from nowhere else. There are two: the real one
-(``concurrency/real.py``) and the seeded simulator of ``threadserve.testing.scheduler`` (one runnable at a time, virtual time). A kernel
+(``concurrency/real.py``) and the seeded simulator of ``threadserve.testing.scheduler`` (one runnable at a time,
+virtual time). A kernel
 is handed down by constructor and reached by a request through its router; it is no module global, so a
 simulated app can stand beside a real one.
 """
@@ -23,6 +24,7 @@ class Lock(Protocol):
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; True when taken. Blocks."""
+        ...
 
     def release(self) -> None:
         """Give the lock back."""
@@ -37,6 +39,7 @@ class WaiterLike(Protocol):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until ``set`` was called: True; or until `timeout` seconds have passed: False."""
+        ...
 
     def set(self) -> None:
         """End the wait, now or in advance. Never blocks, safe from any thread, harmless when repeated."""
@@ -55,6 +58,7 @@ class Thread(Protocol):
     @property
     def name(self) -> str:
         """What it was named."""
+        ...
 
     @property
     def ident(self) -> int | None:
@@ -65,6 +69,7 @@ class Thread(Protocol):
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
+        ...
 
 
 class Service(Protocol):
@@ -93,18 +98,24 @@ class Kernel(Protocol):
 
     def lock(self) -> Lock:
         """Make a lock."""
+        ...
 
     def waiter(self) -> WaiterLike:
         """Make a waiter, for one wait."""
+        ...
 
     def now(self) -> float:
         """The time in seconds, on a clock that only goes forward."""
+        ...
 
     def call_at(self, deadline: float, fn: Callable[[], object]) -> Timer:
         """Call `fn` when the clock says `deadline`; it must be short, must not block and must not raise."""
+        ...
 
     def spawn(self, name: str, fn: Callable[[], object]) -> Thread:
         """Start a daemon thread that runs `fn` in an empty context."""
+        ...
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """Make an event loop, to be run by the thread that asked."""
+        ...

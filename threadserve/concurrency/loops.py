@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Kernel, Thread
 
-__all__ = ["LoopThread", "current_task", "is_cancellation", "make_future", "may_time_out", "run_coroutine", "stack_of_task"]
+__all__ = [
+    "LoopThread",
+    "current_task",
+    "is_cancellation",
+    "make_future",
+    "may_time_out",
+    "run_coroutine",
+    "stack_of_task",
+]
 
 
 class LoopThread:
@@ -101,7 +109,10 @@ class LoopThread:
                 try:
                     loop.run_forever()
                     break
-                except (SystemExit, KeyboardInterrupt):  # from a task of the user's: not the end of the others
+                except (
+                    SystemExit,
+                    KeyboardInterrupt,
+                ):  # from a task of the user's: not the end of the others
                     log_failure()
         finally:
             _finish(loop)
@@ -167,10 +178,24 @@ def stack_of_task(task: Any) -> str:
     """Return the ``file:line`` at which a suspended task is in code that is not ours; an empty string if unknown."""
     awaited, innermost = task.get_coro(), ""
     while awaited is not None:
-        frame = next((getattr(awaited, name) for name in ("cr_frame", "gi_frame", "ag_frame") if hasattr(awaited, name)), None)
+        frame = next(
+            (
+                getattr(awaited, name)
+                for name in ("cr_frame", "gi_frame", "ag_frame")
+                if hasattr(awaited, name)
+            ),
+            None,
+        )
         if frame is not None:
             innermost = user_line(frame) or innermost
-        awaited = next((getattr(awaited, name) for name in ("cr_await", "gi_yieldfrom", "ag_await") if hasattr(awaited, name)), None)
+        awaited = next(
+            (
+                getattr(awaited, name)
+                for name in ("cr_await", "gi_yieldfrom", "ag_await")
+                if hasattr(awaited, name)
+            ),
+            None,
+        )
     return innermost
 
 

@@ -47,7 +47,9 @@ class Error:
     def __init__(self, exception: BaseException) -> None:
         self._original = exception
         self._traceback: TracebackType | None = exception.__traceback__
-        self._unfetched = deque((exception,))  # popleft is atomic: one fetch, of whatever thread, is the first
+        self._unfetched = deque(
+            (exception,)
+        )  # popleft is atomic: one fetch, of whatever thread, is the first
 
     @property
     def exception(self) -> BaseException:

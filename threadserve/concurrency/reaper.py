@@ -73,7 +73,9 @@ class Callbacks:
         self._name = name
         self._lock = kernel.lock()
         self._notes: deque[Callable[[], object]] = deque()  # guarded by _lock
-        self._idle: WaiterLike | None = None  # guarded by _lock; the thread that stays, while it has nothing to do
+        self._idle: WaiterLike | None = (
+            None  # guarded by _lock; the thread that stays, while it has nothing to do
+        )
 
     def start(self) -> None:
         """Nothing to prepare: threads come with the notes."""

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Thread
 
-__all__ = ["Inheritance", "below_ours", "get_ident", "is_current", "stack_of_thread", "stack_text", "start_thread", "user_line"]
+__all__ = [
+    "Inheritance",
+    "below_ours",
+    "get_ident",
+    "is_current",
+    "stack_of_thread",
+    "stack_text",
+    "start_thread",
+    "user_line",
+]
 
 _PACKAGE = __name__.partition(".")[0] + "."
 

@@ -40,6 +40,7 @@ class Subscriber(Protocol):
         Called with no lock held, by whatever thread made it happen. Must not block, must not run
         foreign code and must not raise.
         """
+        ...
 
 
 def deliver(news: Iterable[Subscriber]) -> None:

@@ -114,7 +114,7 @@ class Routes:
                 messages = await anext(stream)
             except StopAsyncIteration:
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the client is owed an answer
+            except Exception as error:
                 if incoming.has_client_left and isinstance(error, RequestCancelledError):
                     _log.info("request %s: the client has left", reply.request_id)
                     return

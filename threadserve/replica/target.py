@@ -86,7 +86,9 @@ class Target:
         if reconfigure is None:
             if user_config is None:
                 return None
-            raise ConfigError("a user_config was given, but there is no method reconfigure(user_config) to take it")
+            raise ConfigError(
+                "a user_config was given, but there is no method reconfigure(user_config) to take it"
+            )
         if "rank" in inspect.signature(reconfigure).parameters:
             return lambda: reconfigure(user_config, rank=rank)
         return None if user_config is None else lambda: reconfigure(user_config)
@@ -105,8 +107,12 @@ class Target:
         if not self.is_class or finalizer is None:
             return None
         result = finalizer(servable)
-        with suppress(TypeError):  # a layout that allows no other class: Python will call __del__ a second time
-            servable.__class__ = type(type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done})
+        with suppress(
+            TypeError
+        ):  # a layout that allows no other class: Python will call __del__ a second time
+            servable.__class__ = type(
+                type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done}
+            )
         return result
 
     def methods(self) -> tuple[str, ...]:
@@ -181,7 +187,9 @@ def check_result(request: Request, result: Any) -> None:
         hint = "a coroutine that nobody awaited"
     else:
         hint = "a generator: the caller must use handle.options(stream=True)"
-    raise ArgumentError(f"{name} returned {hint}", deployment=request.router.name, request_id=request.request_id)
+    raise ArgumentError(
+        f"{name} returned {hint}", deployment=request.router.name, request_id=request.request_id
+    )
 
 
 def check_stream(request: Request, items: Any) -> None:

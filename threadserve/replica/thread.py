@@ -26,7 +26,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.blocking import block, suspend
 from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
@@ -187,7 +187,7 @@ class ThreadReplica:
             if isinstance(result, AsyncIterator) and not hasattr(result, "__next__"):
                 self._post(request, context.copy(), self._drain_async(request, result))
                 return None
-            self._drain(request, result)
+            self._drain(request, cast("Iterator[Any]", result))
             return Value(None)
         except BaseException as error:
             return self._failure(request, error)
@@ -203,7 +203,10 @@ class ThreadReplica:
         fn = self._target.lookup(request)
         args, kwargs = request.args or (), request.kwargs or {}
         request.args = request.kwargs = None
-        adapter, is_async = request.adapter, request.adapter is not None and self._target.begins_async(request.method)
+        adapter, is_async = (
+            request.adapter,
+            request.adapter is not None and self._target.begins_async(request.method),
+        )
         del request
         if adapter is None:
             return fn(*args, **kwargs)
@@ -212,11 +215,15 @@ class ThreadReplica:
     def _failure(self, request: Request, error: BaseException) -> Outcome:
         """Make an outcome of what the body raised; what means something else to the caller's thread is translated."""
         request.args = request.kwargs = None  # a body that never began has not taken them
-        error.__traceback__ = below_ours(error.__traceback__)  # our frames hold the request, which will hold the error
+        error.__traceback__ = below_ours(
+            error.__traceback__
+        )  # our frames hold the request, which will hold the error
         name = f"{request.router.name}.{request.method}"
         where = {"deployment": request.router.name, "request_id": request.request_id}
         if isinstance(error, SystemExit):
-            died = ReplicaDiedError(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
+            died = ReplicaDiedError(
+                f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where
+            )
             died.__cause__ = error
             request.answer(Error(died))  # first, for the replica's death is the end of all that runs in it
             self.on_death(error)
@@ -226,7 +233,9 @@ class ThreadReplica:
             cancelled.__cause__ = error
             return Error(cancelled)
         if request.channel is not None and isinstance(error, (StopIteration, StopAsyncIteration)):
-            misleading = RuntimeError(f"{name} raised {type(error).__name__}, which would look like the end of its stream")
+            misleading = RuntimeError(
+                f"{name} raised {type(error).__name__}, which would look like the end of its stream"
+            )
             misleading.__cause__ = error
             return Error(misleading)
         return Error(error)
@@ -332,7 +341,9 @@ class ThreadReplica:
         )
         task.add_done_callback(lambda task: self._end(request, body, task))
 
-    async def _guard(self, request: Request, body: Coroutine[Any, Any, Any], interrupt: Callable[[], None]) -> Outcome:
+    async def _guard(
+        self, request: Request, body: Coroutine[Any, Any, Any], interrupt: Callable[[], None]
+    ) -> Outcome:
         """Keep what the body raises from the loop, which SystemExit would end.
 
         The interrupt is attached here, in the first step: a task that is cancelled before it would never begin.

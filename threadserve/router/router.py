@@ -132,7 +132,9 @@ class Router:
     def __repr__(self) -> str:
         now = self.statistics()
         state = "" if self._closed_because is None else ", closed"
-        return f"<Router {self.name} {now.ongoing} ongoing, {now.queued} queued, {now.replicas} replicas{state}>"
+        return (
+            f"<Router {self.name} {now.ongoing} ongoing, {now.queued} queued, {now.replicas} replicas{state}>"
+        )
 
     def statistics(self) -> RouterStatistics:
         """Return what there is at this moment."""
@@ -287,7 +289,9 @@ class Router:
             self._queued -= 1
             dead = len(self._queue) - self._queued
             if dead > 64 and dead * 2 > len(self._queue):
-                self._queue = deque(queued for queued in self._queue if queued.state is QUEUED and queued is not request)
+                self._queue = deque(
+                    queued for queued in self._queue if queued.state is QUEUED and queued is not request
+                )
         else:
             self._waiting.pop(request, None)
 
@@ -444,13 +448,18 @@ class Router:
             self._is_waking = False
             seat.workers -= 1
             rested = next((other for other in self._seats if other.idle and other.has_room), None)
-            if rested is not None:  # of another replica, with more to do than the one that was to get a worker
+            if (
+                rested is not None
+            ):  # of another replica, with more to do than the one that was to get a worker
                 self._is_waking = True
                 effects = _Effects(wake=rested.idle.pop())
             elif not any(other.workers for other in self._seats):
                 for request in self._queue:
                     if request.state is QUEUED:
-                        news.extend(request.settle(self._unavailable(request, f"no thread could be started: {error}")) or ())
+                        news.extend(
+                            request.settle(self._unavailable(request, f"no thread could be started: {error}"))
+                            or ()
+                        )
         self._act(effects)
         deliver(news)
 

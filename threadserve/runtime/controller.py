@@ -48,7 +48,7 @@ from threadserve.runtime.status import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.runtime.resources import Reservation
@@ -140,7 +140,9 @@ class Controller:
             ServeError: The runtime has been shut down, or this very app is starting and its own code asks.
         """
         if self._is_starting_itself(plan.app):
-            raise ServeError(f"app {plan.app!r} cannot be run from the code of its own version that is just starting")
+            raise ServeError(
+                f"app {plan.app!r} cannot be run from the code of its own version that is just starting"
+            )
         asks = _asks(plan)
         if asks:
             self._ledger.check_together(asks)
@@ -227,7 +229,9 @@ class Controller:
             app.version = None
             app.message = "the old version was stopped first: there are not the resources for both"
         _log.warning("app %r: %s", app.name, app.message)
-        retirement = self._retire(app.name, old, "its app is being replaced, and there are not the resources for both")
+        retirement = self._retire(
+            app.name, old, "its app is being replaced, and there are not the resources for both"
+        )
         if not self._asks_from_inside(app.name):
             retirement.wait()
 
@@ -236,7 +240,9 @@ class Controller:
         planned = plan.deployment(name)
         gpu_ids = [held.gpu_ids for held in version.reservations if held.deployment == f"{plan.app}/{name}"]
         arguments = fill((planned.init_args, planned.init_kwargs), lambda child: self.handle(plan.app, child))
-        return Pool(self._kernel, self._router(plan.app, name), planned, arguments, version.code_version, gpu_ids)
+        return Pool(
+            self._kernel, self._router(plan.app, name), planned, arguments, version.code_version, gpu_ids
+        )
 
     def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:
         """Let the new version take the requests; the old one goes, in its own time."""
@@ -306,16 +312,22 @@ class Controller:
         with self._lock:
             self._is_closed = True
             versions = [app.version for app in self._apps.values() if app.version]
-        timeout = max((pool.graceful_shutdown_timeout_s for version in versions for pool in version.pools), default=0.0)
+        timeout = max(
+            (pool.graceful_shutdown_timeout_s for version in versions for pool in version.pools), default=0.0
+        )
         start = self._kernel.now()
         is_reported = timeout <= patience_s
         for level in (level for version in versions for level in reversed(version.levels)):
             for pool in level:
                 pool.close("the process is exiting")
-            for request in [request for pool in level for seat in pool.seats for request in list(seat.running)]:
+            for request in [
+                request for pool in level for seat in pool.seats for request in list(seat.running)
+            ]:
                 if request.channel is not None and request.adapter is None and request.is_root:
                     request.cancel()  # its reader, the program, has come to its end
-                if not is_reported and not wait_for(request, max(0.0, start + patience_s - self._kernel.now())):
+                if not is_reported and not wait_for(
+                    request, max(0.0, start + patience_s - self._kernel.now())
+                ):
                     is_reported = True
                     report(self.running())
                 wait_for(request, max(0.0, start + timeout - self._kernel.now()))
@@ -399,15 +411,30 @@ class Controller:
     def routes(self) -> dict[str, tuple[str, DeploymentHandle[Any]]]:
         """Return route prefix -> (app, ingress handle), of the apps that have a prefix and a version."""
         with self._lock:
-            found = [(app.route_prefix, app.name, app.version.plan.ingress) for app in self._apps.values() if app.version]
-        return {prefix: (name, self.handle(name, ingress)) for prefix, name, ingress in found if prefix is not None}
+            found = [
+                (app.route_prefix, app.name, app.version.plan.ingress)
+                for app in self._apps.values()
+                if app.version
+            ]
+        return {
+            prefix: (name, self.handle(name, ingress))
+            for prefix, name, ingress in found
+            if prefix is not None
+        }
 
     def running(self) -> list[str]:
         """Name what runs at this moment, as ``app/deployment.method``."""
         with self._lock:
             versions = self._versions()
-        seats = [(pool.router.name, seat) for version in versions for pool in version.pools for seat in pool.seats]
-        return [f"{name}.{request.method}" for name, seat in seats for request in list(seat.running) if request.state is not ANSWERED]
+        seats = [
+            (pool.router.name, seat) for version in versions for pool in version.pools for seat in pool.seats
+        ]
+        return [
+            f"{name}.{request.method}"
+            for name, seat in seats
+            for request in list(seat.running)
+            if request.state is not ANSWERED
+        ]
 
     def status(self) -> ServeStatus:
         """Return what there is."""
@@ -436,7 +463,9 @@ class Controller:
 
     def _versions(self) -> list[Version]:
         """Return what runs, what is coming and what is on its way out; the lock is held."""
-        versions = [version for app in self._apps.values() for version in (app.version, app.coming) if version]
+        versions = [
+            version for app in self._apps.values() for version in (app.version, app.coming) if version
+        ]
         return versions + [retirement.version for retirement in self._going]
 
     def _pools(self) -> list[Pool]:
@@ -444,13 +473,13 @@ class Controller:
             return [pool for version in self._versions() for pool in version.pools]
 
     def _is_being_replaced(self, router: Router) -> bool:
-        """Whether a version is coming that has yet to put its replicas behind `router`. Takes no lock: those of all routers are held."""
+        """Whether a version is coming that has yet to put its replicas behind `router`. Takes no lock."""
         app = self._apps.get(router.app)
         coming = None if app is None else app.coming
         return coming is not None and coming.has_yet_to_seat(router.deployment)
 
     @contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
+    def _turn(self, name: str) -> Generator[None]:
         """Wait until nobody else changes the app, and let nobody until the end of the block."""
         with self._lock:
             turn = self._turns.setdefault(name, _Turn(self._kernel.lock()))
@@ -571,14 +600,17 @@ def _explain(error: BaseException) -> str:
 def _overview(app: App) -> ApplicationStatusOverview:
     version = app.version or app.coming
     pools = version.pools if version else []
+    failed = app.failed.deployments if app.failed and not version else ()
     is_unhealthy = app.status is ApplicationStatus.RUNNING and any(pool.trouble for pool in pools)
     return ApplicationStatusOverview(
         status=ApplicationStatus.UNHEALTHY if is_unhealthy else app.status,
         message=app.message,
         last_deployed_time_s=app.deployed_at,
         route_prefix=app.route_prefix,
-        deployments={pool.name: _deployment_overview(app, pool) for pool in pools}
-        or {planned.name: _failed_overview(app, planned.name) for planned in (app.failed.deployments if app.failed else ())},
+        deployments={
+            **{pool.name: _deployment_overview(app, pool) for pool in pools},
+            **{planned.name: _failed_overview(app, planned.name) for planned in failed},
+        },
     )
 
 

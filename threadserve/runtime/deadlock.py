@@ -63,7 +63,9 @@ class DeadlockWatch:
 
     def notice(self) -> None:
         """Be told that a body has begun to wait. Never blocks, never raises."""
-        with suppress(RuntimeError):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
+        with suppress(
+            RuntimeError
+        ):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
             self._look_at(self._kernel.now() + PATIENCE_S)
 
     def _look_at(self, moment: float) -> None:
@@ -81,7 +83,10 @@ class DeadlockWatch:
         now = self._kernel.now()
         with self._lock:
             last, self._last = self._last, now
-            self._next, self._alarm = math.inf, None  # before looking: a wait that begins now is seen, or sets it anew
+            self._next, self._alarm = (
+                math.inf,
+                None,
+            )  # before looking: a wait that begins now is seen, or sets it anew
         looks = [_looks(wait.since, now) for wait in self._waits()]
         if any(last < due <= now for due, _ in looks):
             while self._resolve():
@@ -135,7 +140,11 @@ def _looks(since: float, now: float) -> tuple[float, float]:
 def _wait_of(request: Request) -> Wait | None:
     """Return the wait that a request's body is in, unless it has ended; the locks are held."""
     wait = request.wait
-    return None if wait is None or wait.error is not None or request.state is ANSWERED or wait.is_ended() else wait
+    return (
+        None
+        if wait is None or wait.error is not None or request.state is ANSWERED or wait.is_ended()
+        else wait
+    )
 
 
 def _is_open_ended(request: Request, wait: Wait) -> bool:
@@ -163,15 +172,19 @@ def _inputs(request: Request) -> list[Request]:
             inputs.append(request_of(value))
         elif is_future(value):
             return []
-    has_failed = any((outcome := input.outcome) is not None and outcome.exception is not None for input in inputs)
+    has_failed = any(
+        (outcome := each.outcome) is not None and outcome.exception is not None for each in inputs
+    )
     if has_failed or request.deadline != math.inf:  # it is about to be answered, or will expire
         return []
-    return [input for input in inputs if input.outcome is None]
+    return [each for each in inputs if each.outcome is None]
 
 
 def _explain(victim: Request, waits: dict[Request, Wait], group: Iterable[Request]) -> DeadlockError:
     """Tell the story of a deadlock, the one who gets it first."""
-    others = sorted((request for request in group if request is not victim), key=lambda request: request.created)
+    others = sorted(
+        (request for request in group if request is not victim), key=lambda request: request.created
+    )
     lines = [_describe(request, waits.get(request)) for request in (victim, *others[: _SHOWN - 1])]
     if len(others) >= _SHOWN:
         lines.append(f"... and {len(others) - _SHOWN + 1} more")

@@ -77,7 +77,9 @@ class HealthProbe:
 
     def _run(self, check: int) -> None:
         seconds = self._timeout_s
-        late = TimeoutError(f"check_health of {self._replica.name} did not return within health_check_timeout_s={seconds:g}")
+        late = TimeoutError(
+            f"check_health of {self._replica.name} did not return within health_check_timeout_s={seconds:g}"
+        )
         alarm = self._kernel.call_at(
             self._kernel.now() + seconds, lambda: self._kernel.errands.post(lambda: self._report(check, late))
         )

@@ -212,7 +212,7 @@ class Pool:
                 replica.start(copy.deepcopy(self._config.user_config))
                 replica.check_health()
                 return replica, None
-            except BaseException as error:  # noqa: BLE001 - SystemExit as well
+            except BaseException as error:
                 failure = error
             replica.stop(_STOP_S)
             attempts -= 1
@@ -322,7 +322,9 @@ class Pool:
         for keeper in keepers:
             keeper.join(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now()))
             if keeper.is_alive():
-                _log.error("thread %s would not end and is abandoned, at\n%s", keeper.name, stack_text(keeper.ident))
+                _log.error(
+                    "thread %s would not end and is abandoned, at\n%s", keeper.name, stack_text(keeper.ident)
+                )
 
     def hurry(self) -> None:
         """Let a drain that is under way end at once; what runs is abandoned."""
