@@ -188,7 +188,7 @@ class TestReplica:
 
         with serve.running(wait.bind()) as handle:
             response = handle.remote()
-            response.add_done_callback(lambda _: (seen.append(where()), called.set()))  # type: ignore[func-returns-value]
+            response.add_done_callback(lambda _: (seen.append(where()), called.set()))
             gate.set()
             assert called.wait(WAIT_S)
         assert seen == [""]
