@@ -32,83 +32,24 @@ from threadserve.call.blocking import wait_for
 from threadserve.call.context import inheritance
 from threadserve.call.request import ANSWERED
 from threadserve.concurrency.waiter import ThreadWaiter
-from threadserve.errors import ConfigError, DeployError, ReplicaStartError, ServeError
+from threadserve.errors import ConfigError, ReplicaStartError, ServeError
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
 from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
 from threadserve.runtime.resources import Ask, Demand, Ledger
-from threadserve.runtime.status import (
-    ApplicationStatus,
-    ApplicationStatusOverview,
-    DeploymentStatus,
-    DeploymentStatusOverview,
-    DeploymentStatusTrigger,
-    ServeStatus,
-)
+from threadserve.runtime.status import ApplicationStatus, ServeStatus
+from threadserve.runtime.version import App, Retirement, Version, overview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
-    from threadserve.runtime.resources import Reservation
+    from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["App", "Controller", "Version"]
+__all__ = ["Controller"]
 
 _log = logging.getLogger("threadserve")
 _log.addHandler(logging.NullHandler())  # what is shown of it is for the application to say
-
-
-class Version:
-    """One deployed plan: its pools, level by level, children first."""
-
-    def __init__(self, plan: Plan, code_version: str) -> None:
-        self.plan = plan
-        self.code_version = code_version
-        self.levels: list[list[Pool]] = []
-        self.reservations: list[Reservation] = []
-        self.called_off = ""
-        """Why it shall not come up after all; empty while it shall."""
-        self.nap: WaiterLike | None = None
-        """What wakes the thread that deploys it while that waits for resources."""
-
-    @property
-    def pools(self) -> list[Pool]:
-        """All pools, children first."""
-        return [pool for level in self.levels for pool in level]
-
-    def has_yet_to_seat(self, deployment: str) -> bool:
-        """Whether it has the deployment, but no replicas of it that take requests."""
-        is_in_it = any(planned.name == deployment for planned in self.plan.deployments)
-        return is_in_it and not any(pool.is_seated for pool in self.pools if pool.name == deployment)
-
-    def call_off(self, reason: str) -> None:
-        """Let it not come up: whoever waits for it, for resources or for its replicas, goes on with DeployError."""
-        self.called_off = reason
-        if self.nap is not None:
-            self.nap.set()
-        for pool in self.pools:
-            pool.call_off()
-
-    def check(self) -> None:
-        """Raise DeployError when it was called off."""
-        if self.called_off:
-            raise DeployError(f"app {self.plan.app!r} does not come up: {self.called_off}")
-
-
-class App:
-    """What the controller knows of one app. Guarded by the controller's lock."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.status = ApplicationStatus.NOT_STARTED
-        self.message = ""
-        self.failed_deployment: str | None = None
-        self.route_prefix: str | None = None
-        self.deployed_at = 0.0
-        self.version: Version | None = None
-        self.coming: Version | None = None
-        self.failed: Plan | None = None  # no more of it: what was made for it shall not live on
 
 
 class Controller:
@@ -440,7 +381,7 @@ class Controller:
         """Return what there is."""
         with self._lock:
             apps = list(self._apps.values())
-            return ServeStatus(applications={app.name: _overview(app) for app in apps})
+            return ServeStatus(applications={app.name: overview(app) for app in apps})
 
     def _plans(self, name: str) -> list[Plan]:
         """Return the plan of an app's present version, of the one that is coming, and of the one that failed instead."""
@@ -517,57 +458,6 @@ class _Turn:
         self.wanted = 0  # guarded by the controller's lock; those who have it or wait for it
 
 
-class Retirement:
-    """One version on its way out."""
-
-    def __init__(self, kernel: Kernel, app: str, version: Version, reason: str) -> None:
-        self._kernel = kernel
-        self._reason = reason
-        self._lock = kernel.lock()
-        self._waiters: list[WaiterLike] | None = []  # guarded by _lock; None once it is over
-        self._is_hurried = False
-        self.app = app
-        self.version = version
-
-    def run(self) -> None:
-        """Take the version down, from the ingress to the leaves. Blocks."""
-        timeout = max((pool.graceful_shutdown_timeout_s for pool in self.version.pools), default=0.0)
-        deadline = self._kernel.now() + timeout
-        for level in reversed(self.version.levels):
-            for pool in level:
-                pool.close(self._reason)
-            for pool in level:
-                pool.stop(self._kernel.now() if self._is_hurried else deadline)
-        for reservation in self.version.reservations:
-            reservation.release()
-
-    def finish(self) -> None:
-        """Tell who waits."""
-        with self._lock:
-            waiters, self._waiters = self._waiters or [], None
-        for waiter in waiters:
-            waiter.set()
-
-    def wait(self) -> None:
-        """Wait until the version is gone. Blocks; Ctrl-C skips the rest of the drain and goes on as KeyboardInterrupt."""
-        waiter = self._kernel.waiter()
-        with self._lock:
-            if self._waiters is None:
-                return
-            self._waiters.append(waiter)
-        try:
-            waiter.wait()
-        except KeyboardInterrupt:
-            self.hurry()
-            raise
-
-    def hurry(self) -> None:
-        """Drain no longer: what still runs is abandoned."""
-        self._is_hurried = True
-        for pool in self.version.pools:
-            pool.hurry()
-
-
 def _asks(plan: Plan) -> list[Ask]:
     """Return what a plan's deployments reserve; nothing for those that ask for nothing."""
     asks = []
@@ -595,51 +485,3 @@ def _explain(error: BaseException) -> str:
     """Return what the status says of a failed start: the message, and the traceback of the user's code."""
     cause = error.__cause__
     return str(error) if cause is None else f"{error}\n{''.join(traceback.format_exception(cause)).rstrip()}"
-
-
-def _overview(app: App) -> ApplicationStatusOverview:
-    version = app.version or app.coming
-    pools = version.pools if version else []
-    failed = app.failed.deployments if app.failed and not version else ()
-    is_unhealthy = app.status is ApplicationStatus.RUNNING and any(pool.trouble for pool in pools)
-    return ApplicationStatusOverview(
-        status=ApplicationStatus.UNHEALTHY if is_unhealthy else app.status,
-        message=app.message,
-        last_deployed_time_s=app.deployed_at,
-        route_prefix=app.route_prefix,
-        deployments={
-            **{pool.name: _deployment_overview(app, pool) for pool in pools},
-            **{planned.name: _failed_overview(app, planned.name) for planned in failed},
-        },
-    )
-
-
-def _failed_overview(app: App, deployment: str) -> DeploymentStatusOverview:
-    """Return what is left of a deployment of an app that did not come up."""
-    is_culprit = deployment == app.failed_deployment
-    return DeploymentStatusOverview(
-        status=DeploymentStatus.DEPLOY_FAILED if is_culprit else DeploymentStatus.UPDATING,
-        status_trigger=DeploymentStatusTrigger.REPLICA_STARTUP_FAILED
-        if is_culprit
-        else DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
-        replica_states={},
-        message=app.message if is_culprit else "",
-    )
-
-
-def _deployment_overview(app: App, pool: Pool) -> DeploymentStatusOverview:
-    states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
-    if app.version is None:
-        return DeploymentStatusOverview(
-            status=DeploymentStatus.UPDATING,
-            status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
-            replica_states={state: count for state, count in states.items() if count},
-        )
-    return DeploymentStatusOverview(
-        status=DeploymentStatus.UNHEALTHY if pool.trouble else DeploymentStatus.HEALTHY,
-        status_trigger=DeploymentStatusTrigger.HEALTH_CHECK_FAILED
-        if pool.trouble
-        else DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
-        replica_states={state: count for state, count in states.items() if count},
-        message=pool.trouble or (app.message if pool.name == app.failed_deployment else ""),
-    )
