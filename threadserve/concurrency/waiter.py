@@ -111,7 +111,8 @@ class LoopWaiter:
         self._future = future
 
     def tell(self) -> Iterable[Subscriber]:
-        self._loop.call_soon_threadsafe(self.wake)
+        if not self._future.done():  # else it gave up meanwhile, and its loop may have been closed
+            self._loop.call_soon_threadsafe(self.wake)
         return ()
 
     def wake(self) -> None:

@@ -309,17 +309,23 @@ class ThreadReplica:
         """The whole of a call that begins on the loop."""
         CURRENT.set(request)
         REPLICA.set(self.context)
-        return await self._go_on(request, self._begin(request))
+        try:
+            return await self._go_on(request, self._begin(request))
+        finally:
+            del request
 
     async def _go_on(self, request: Request, result: Any) -> Any:
-        if inspect.isawaitable(result) and not isinstance(result, AsyncIterator):
-            result = await result
-        if request.channel is None:
-            check_result(request, result)
-            return result
-        check_stream(request, result)
-        await self._drain_async(request, result)
-        return None
+        try:
+            if inspect.isawaitable(result) and not isinstance(result, AsyncIterator):
+                result = await result
+            if request.channel is None:
+                check_result(request, result)
+                return result
+            check_stream(request, result)
+            await self._drain_async(request, result)
+            return None
+        finally:
+            del request, result
 
     def _post(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -355,6 +361,8 @@ class ThreadReplica:
             return Value(await body)
         except BaseException as error:
             return self._failure(request, error)
+        finally:
+            del request, body, interrupt
 
     def _end(self, request: Request, body: Coroutine[Any, Any, Any], task: asyncio.Task[Outcome]) -> None:
         if task.cancelled():  # the loop was stopped before the first step
