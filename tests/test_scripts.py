@@ -242,7 +242,7 @@ class TestEnd:
 
         assert ended.status == 1
         assert ended.err.startswith("Traceback (most recent call last):")
-        assert ended.err.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+        assert ended.err.splitlines()[-1].startswith("ZeroDivisionError: ")
         assert "threadserve" not in ended.err
 
     def test_after_an_exception_of_a_call_shows_its_lines(self, tmp_path: Path) -> None:
