@@ -216,6 +216,7 @@ class TestExpiry:
 
         play(story)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["def", "coroutine", "queued", "arguments"])
     def test_at_the_very_moment_of_the_answer_is_either(self, kind: str) -> None:
         def story(stage: Stage) -> None:

@@ -199,6 +199,7 @@ def _others(drawn: Picture[int], key: int) -> Iterable[int]:
     return drawn.needs[key] if key in drawn.needs else drawn.holders.get(drawn.queued[key], ())
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=300)
 def test_stuck_are_exactly_those_whom_nothing_that_may_happen_lets_go_on(world: World) -> None:
@@ -207,6 +208,7 @@ def test_stuck_are_exactly_those_whom_nothing_that_may_happen_lets_go_on(world: 
     assert stuck(world.drawn()) == everybody - world.everything_that_may_happen()
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=300)
 def test_stuck_is_the_union_of_all_groups_that_hold_themselves(world: World) -> None:
@@ -217,6 +219,7 @@ def test_stuck_is_the_union_of_all_groups_that_hold_themselves(world: World) -> 
     assert stuck(drawn) == set(chain.from_iterable(groups))
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=300)
 def test_a_knot_is_a_smallest_group_that_holds_itself(world: World) -> None:
@@ -230,6 +233,7 @@ def test_a_knot_is_a_smallest_group_that_holds_itself(world: World) -> None:
         assert not any(holds_itself(drawn, group) for group in subsets(found) if group != found)
 
 
+@pytest.mark.slow
 @given(worlds(), st.data())
 @settings(max_examples=200)
 def test_nobody_becomes_stuck_because_another_one_may_go_on(world: World, data: st.DataObject) -> None:
@@ -244,6 +248,8 @@ def test_nobody_becomes_stuck_because_another_one_may_go_on(world: World, data: 
     assert stuck(drawn) <= before - {freed}
 
 
+@pytest.mark.slow
+@pytest.mark.timing
 class TestCost:
     """It is linear: a picture of everything is taken while everything goes on."""
 

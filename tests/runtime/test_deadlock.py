@@ -854,6 +854,7 @@ class TestCanStillEnd:
 
         play(story)
 
+    @pytest.mark.slow
     def test_an_await_whose_timeout_is_over_at_the_very_moment_of_the_look(self) -> None:
         def story(stage: Stage) -> None:
             two = stage.deploy(slots=2)
@@ -883,6 +884,34 @@ class TestCanStillEnd:
 
             with pytest.raises(DeadlockError):
                 one.ado.remote(body).result(timeout_s=1000)
+
+        play(story)
+
+    @pytest.mark.xfail(reason="may_time_out in concurrency/loops.py knows the timers of asyncio alone")
+    @pytest.mark.parametrize("owner", ["the task itself", "a scope, as anyio has"])
+    def test_an_await_that_another_timer_will_cancel(self, owner: str) -> None:
+        class Scope:
+            def __init__(self) -> None:
+                self._host_task = asyncio.current_task()
+
+            def deliver(self) -> None:
+                assert self._host_task is not None
+                self._host_task.cancel()
+
+        def story(stage: Stage) -> None:
+            one = stage.deploy()
+
+            async def body() -> str:
+                scope = Scope()
+                assert scope._host_task is not None
+                cancel = scope._host_task.cancel if owner == "the task itself" else scope.deliver
+                asyncio.get_running_loop().call_later(5, cancel)
+                with pytest.raises(asyncio.CancelledError):
+                    await one.ado.remote(anothing)
+                return "gave up"
+
+            assert one.ado.remote(body).result() == "gave up"
+            assert stage.kernel.now() >= 5
 
         play(story)
 
@@ -992,6 +1021,7 @@ class TestCanStillEnd:
 
         play(story)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", [0.1, 0.2, 0.4])
     def test_an_argument_that_fails_at_the_very_moment_of_the_look(self, moment: float) -> None:
         def story(stage: Stage) -> None:
@@ -1009,7 +1039,7 @@ class TestCanStillEnd:
             with pytest.raises(OSError, match="just now"):
                 one.do.remote(body).result()
 
-        play(story, seeds=150)
+        play(story, seeds=80)
 
     def test_a_lock_of_the_user_s(self) -> None:
         def story(stage: Stage) -> None:
@@ -1130,6 +1160,7 @@ class TestChanging:
 
         play(story)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", [0.1, 0.2, 0.4])
     def test_the_replacement_takes_its_seat_at_the_very_moment_of_the_look(self, moment: float) -> None:
         def story(stage: Stage) -> None:
@@ -1144,8 +1175,9 @@ class TestChanging:
 
             assert one.do.remote(lambda: one.do.remote(nothing).result()).result() == "nothing"
 
-        play(story, seeds=150)
+        play(story, seeds=80)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", [0.1, 0.2, 0.4])
     def test_a_replica_is_lost_at_the_very_moment_of_the_look(self, moment: float) -> None:
         def story(stage: Stage) -> None:
@@ -1161,8 +1193,9 @@ class TestChanging:
             assert calling.result() == "nothing"
             assert isinstance(dying.exception(), serve.ReplicaDiedError)
 
-        play(story, seeds=150)
+        play(story, seeds=80)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", [0.1, 0.2, 0.4])
     def test_the_app_is_replaced_at_the_very_moment_of_the_look(self, moment: float) -> None:
         def story(stage: Stage) -> None:
@@ -1176,8 +1209,9 @@ class TestChanging:
             assert answer.result() == "nothing"
             redeploy.join()
 
-        play(story, seeds=150)
+        play(story, seeds=80)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", [0.1, 0.2])
     def test_the_app_is_deleted_while_a_lost_replica_is_being_replaced(self, moment: float) -> None:
         def story(stage: Stage) -> None:

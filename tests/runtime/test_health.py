@@ -122,7 +122,7 @@ class TestWhenItAsks:
             refused: list[str] = []
 
             def refuse_twice(name: str, fn: Callable[[], object]) -> Any:
-                if name.endswith("health") and len(refused) < 2:
+                if name.endswith("probe") and len(refused) < 2:
                     refused.append(name)
                     raise RuntimeError("can't start new thread")
                 return spawn(name, fn)
@@ -164,6 +164,7 @@ class TestWhatIsAStrike:
 
         play(story)
 
+    @pytest.mark.slow
     def test_no_check_that_returns_just_in_time_and_one_strike_at_most(self) -> None:
         def story(kernel: SimulatedKernel) -> None:
             ward = Ward(kernel, lambda: ward.sleep(TIMEOUT_S), well)

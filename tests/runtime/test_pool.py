@@ -6,6 +6,8 @@ Everything goes through the controller, as in life; each story tells its bodies 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -13,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import threadserve as serve
+from tests import doubles
 from tests.runtime.test_deadlock import Actor, Stage, nothing, play
 from threadserve import futures
 from threadserve.app.graph import build
 from threadserve.errors import DeploymentUnavailableError, ReplicaDiedError, ReplicaStartError
+from threadserve.replica.target import Target
 from threadserve.runtime.status import ApplicationStatus, DeploymentStatus, DeploymentStatusTrigger
 
 if TYPE_CHECKING:
@@ -226,6 +230,7 @@ class TestIllness:
 
         play(story)
 
+    @pytest.mark.slow
     def test_of_a_replica_whose_constructor_asks_for_patience_does_not_stop_the_start(self) -> None:
         def story(stage: Stage) -> None:
             life = Life()
@@ -377,6 +382,7 @@ class TestSystemExit:
 
         play(story, seeds=5)
 
+    @pytest.mark.slow
     def test_of_all_replicas_at_once_loses_no_request_that_is_queued(self) -> None:
         def story(stage: Stage) -> None:
             life = Life()
@@ -539,6 +545,25 @@ class TestReplacement:
 
         play(story)
 
+    def test_whose_first_check_hangs_is_tried_again(self) -> None:
+        def story(stage: Stage) -> None:
+            life = Life()
+
+            class Hanging(Mortal):
+                def check_health(self) -> None:
+                    if self.number == 2:
+                        stage.kernel.waiter().wait()
+
+            one = deploy(stage, life, Hanging, health_check_timeout_s=5)
+            one.do.remote(die).exception()
+
+            assert one.do.remote(nothing).result() == "nothing"
+            assert 5 <= stage.kernel.now() < 7
+            assert life.born == [0, 0, 0]
+
+        play(story)
+
+    @pytest.mark.slow
     def test_of_an_old_version_gets_no_requests_when_a_new_one_has_taken_over(self) -> None:
         def story(stage: Stage) -> None:
             old, new = Life(), Life()
@@ -558,7 +583,7 @@ class TestReplacement:
             assert new.born == [0]
             assert len(old.gone) == len(old.born)
 
-        play(story, seeds=150)
+        play(story, seeds=80)
 
     def test_of_a_version_that_others_still_need_is_not_made_any_more_once_it_was_taken_over(self) -> None:
         def story(stage: Stage) -> None:
@@ -640,6 +665,25 @@ class TestFinalizer:
             assert stage.kernel.now() < 1
 
         play(story, seeds=5)
+
+    @pytest.mark.xfail(reason="Target.finalize in replica/target.py disarms only a __del__ that returns")
+    def test_that_raises_is_not_called_again_by_python(self) -> None:
+        calls: list[int] = []
+
+        class Failing:
+            def __del__(self) -> None:
+                calls.append(1)
+                if len(calls) == 1:
+                    raise OSError("not today")
+
+        target = Target(Failing, (), {})
+        target.construct()
+        with pytest.raises(OSError, match="not today"):
+            target.finalize()
+        del target
+        gc.collect()
+
+        assert calls == [1]
 
     def test_that_hangs_is_left_behind_loudly(self, caplog: pytest.LogCaptureFixture) -> None:
         def story(stage: Stage) -> None:
@@ -772,6 +816,30 @@ class TestStopping:
 
         play(story)
 
+    @pytest.mark.xfail(
+        reason="a coroutine whose loop stops before its first step is waited for: replica/thread.py, _await"
+    )
+    def test_a_check_that_is_just_beginning_ends_too(self) -> None:
+        class Checked:
+            async def check_health(self) -> None:
+                await asyncio.sleep(0.01)
+
+        def story(stage: Stage) -> None:
+            deployed = doubles.deploy(stage.kernel, Checked)
+            replica: Any = deployed.seats[0].replica
+
+            def check() -> None:
+                with contextlib.suppress(BaseException):
+                    replica.check_health()
+
+            checking = stage.kernel.spawn("check", check)
+            deployed.take_down()
+            stage.sleep(10)
+
+            assert not checking.is_alive()
+
+        play(story, seeds=100)
+
     def test_during_a_replacement_ends_it(self) -> None:
         def story(stage: Stage) -> None:
             life = Life()
@@ -825,6 +893,7 @@ class TestStopping:
 
         play(story, seeds=5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", [0.05, 0.15, 1.0])
     def test_at_the_very_moment_at_which_a_replacement_comes_up_leaves_nothing(self, moment: float) -> None:
         def story(stage: Stage) -> None:
@@ -849,6 +918,7 @@ class TestStopping:
 
         play(story, seeds=100)
 
+    @pytest.mark.slow
     def test_at_the_very_moment_at_which_a_replica_dies_leaves_nothing(self) -> None:
         def story(stage: Stage) -> None:
             life = Life()
@@ -865,7 +935,7 @@ class TestStopping:
             assert {type(answer.exception()) for answer in dying} == {ReplicaDiedError}
             assert sorted(life.gone) == sorted(life.born)
 
-        play(story, seeds=150)
+        play(story, seeds=80)
 
 
 class TestAgainAndFromAnywhere:
@@ -891,6 +961,7 @@ class TestAgainAndFromAnywhere:
 
         play(story, seeds=40)
 
+    @pytest.mark.slow
     def test_many_who_redeploy_at_once_take_turns_and_no_request_is_lost(self) -> None:
         def story(stage: Stage) -> None:
             lives = [Life() for _ in range(4)]

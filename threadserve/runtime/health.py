@@ -10,20 +10,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from threadserve.concurrency.kernel import Kernel, Timer
+    from threadserve.concurrency.outcome import Outcome
     from threadserve.replica.thread import ThreadReplica
 
-__all__ = ["STRIKES", "HealthProbe"]
+__all__ = ["STRIKES", "HealthProbe", "check"]
 
 STRIKES = 3
 """Checks in a row that must fail before a replica is replaced."""
 
 
-class HealthProbe:
-    """Calls the ``check_health`` of one replica every `period_s`, each time on a thread of its own.
+def check(kernel: Kernel, replica: ThreadReplica, timeout_s: float) -> None:
+    """Have the user's ``check_health`` called on a thread of its own. Blocks; a call that hangs is left behind.
 
-    A check that raises, or has not returned after `timeout_s`, is a strike; one that returns wipes them out. After three
-    in a row `on_unhealthy` is called, once, with the last failure, on a thread where it may block. A check that hangs is
-    left behind: the next one runs beside it.
+    Raises:
+        TimeoutError: It has not returned after `timeout_s`.
+        BaseException: What it raised.
+    """
+    returned = kernel.waiter()
+    outcomes: list[Outcome] = []
+
+    def call() -> None:
+        outcomes.append(capture(replica.check_health))
+        returned.set()
+
+    kernel.spawn(f"{replica.name} health", call)
+    if not returned.wait(timeout_s):
+        limit = f"health_check_timeout_s={timeout_s:g}"
+        raise TimeoutError(f"check_health of {replica.name} did not return within {limit}")
+    outcomes[0].unwrap()
+
+
+class HealthProbe:
+    """Checks one replica every `period_s`.
+
+    A check that raises, or has not returned after `timeout_s`, is a strike; one that returns wipes them out. After
+    three in a row `on_unhealthy` is called, once, with the last failure, on a thread where it may block.
     """
 
     def __init__(
@@ -42,7 +63,6 @@ class HealthProbe:
         self._on_unhealthy = on_unhealthy
         self._lock = kernel.lock()
         self._strikes = 0  # guarded by _lock, as all below
-        self._check = 0  # the number of the check under way; a report of any other one comes too late
         self._timer: Timer | None = None
         self._is_stopped = False
 
@@ -67,33 +87,17 @@ class HealthProbe:
         with self._lock:
             if self._is_stopped:  # just now: the timer had rung already
                 return
-            self._check += 1
-            check = self._check
         try:
-            self._kernel.spawn(f"{self._replica.name} health", lambda: self._run(check))
+            self._kernel.spawn(f"{self._replica.name} probe", self._probe)
         except RuntimeError:  # no thread to be had now, which says nothing about the replica
             with self._lock:
                 self._schedule()
 
-    def _run(self, check: int) -> None:
-        seconds = self._timeout_s
-        late = TimeoutError(
-            f"check_health of {self._replica.name} did not return within health_check_timeout_s={seconds:g}"
-        )
-        alarm = self._kernel.call_at(
-            self._kernel.now() + seconds, lambda: self._kernel.errands.post(lambda: self._report(check, late))
-        )
-        outcome = capture(self._replica.check_health)
-        alarm.cancel()
-        self._report(check, outcome.exception)
-
-    def _report(self, check: int, failure: BaseException | None) -> None:
+    def _probe(self) -> None:
+        failure = capture(check, self._kernel, self._replica, self._timeout_s).exception
         with self._lock:
-            if check != self._check or self._is_stopped:
-                return
-            self._check += 1
             self._strikes = 0 if failure is None else self._strikes + 1
-            is_unhealthy = self._strikes >= STRIKES
+            is_unhealthy = self._strikes >= STRIKES and not self._is_stopped
             if not is_unhealthy:
                 self._schedule()
         if is_unhealthy and failure is not None:

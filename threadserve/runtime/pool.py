@@ -12,7 +12,7 @@ from threadserve.errors import ReplicaStartError
 from threadserve.replica.target import Target
 from threadserve.replica.thread import ThreadReplica
 from threadserve.router.router import Limits
-from threadserve.runtime.health import HealthProbe
+from threadserve.runtime.health import HealthProbe, check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -210,7 +210,8 @@ class Pool:
             replica = self._make(rank)
             try:
                 replica.start(copy.deepcopy(self._config.user_config))
-                replica.check_health()
+                if replica.has_health_check:
+                    check(self._kernel, replica, self._config.health_check_timeout_s)
                 return replica, None
             except BaseException as error:
                 failure = error
