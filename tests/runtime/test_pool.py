@@ -449,6 +449,7 @@ class TestReplacement:
 
             pauses = [round(later - sooner, 3) for sooner, later in itertools.pairwise(attempts)]
             assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1, 1]
+            stage.sleep(0.01)
             assert app_status(stage).status is ApplicationStatus.RUNNING
             assert status(stage).message == ""
 

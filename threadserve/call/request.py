@@ -22,6 +22,7 @@ import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
+from threadserve.concurrency.ids import identify
 from threadserve.concurrency.outcome import Error, Outcome, Withdrawn
 from threadserve.concurrency.waiter import Subscriber, deliver
 from threadserve.errors import Cancelled, RequestCancelledError, RequestTimeoutError
@@ -47,6 +48,8 @@ class State(enum.Enum):
 
 
 WAITING, QUEUED, RUNNING, ANSWERED = State.WAITING, State.QUEUED, State.RUNNING, State.ANSWERED
+
+_INF = math.inf
 
 CURRENT: ContextVar[Request | None] = ContextVar("threadserve_request", default=None)
 """The request whose body this context belongs to."""
@@ -94,6 +97,23 @@ class Router(Protocol):
     def leave(self, request: Request) -> None:
         """Strike `request`, which waits or is queued here, off the books; called with the lock held."""
 
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """Run `request`, and what has to come before it, on the calling thread, as far as that is possible.
+
+        The calling thread is about to block until `request` is answered. Raises nothing but KeyboardInterrupt.
+
+        Args:
+            request: Has no deadline.
+            waiting: The request whose body the calling thread runs; None in plain code.
+        """
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """Run `request`, which is queued here, or one before it, on the calling thread; False where it cannot be.
+
+        The step that ``help`` is made of.
+        """
+        ...
+
 
 class Adapter(Protocol):
     """How somebody who is no handle wants the user's callable to be called: HTTP, for one.
@@ -116,8 +136,10 @@ class Request:
         args: Positional arguments; None once the body has begun or the request has been answered.
         kwargs: Keyword arguments; the same.
         context: The caller's context variables, copied; the body runs inside.
-        created: When the call was made, on the kernel's clock, seconds.
-        admitted: When it had its arguments and was queued; kept only where there is a deadline, as is `started`.
+        caller: The identifier of the thread that made the call.
+        created: When the call was made, on the kernel's clock, seconds; kept only where there is a deadline, as are
+            the next two.
+        admitted: When it had its arguments and was queued.
         started: When it got a slot.
         deadline: On the kernel's clock, seconds; ``math.inf`` for none.
         channel: Carries the items of a stream; None for a plain call.
@@ -127,12 +149,15 @@ class Request:
         reader: The request whose body reads this one's stream, where that is known.
         runner: Who runs the body: the identifier of a thread, or a task.
         wait: What the body waits for, while it does; None where it could go on by itself.
+        helped: The request whose body runs on this one's thread, above this one's, which waits for it; else None.
+        depth: How many bodies run on its thread below its own, each helped by the one below.
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
     __slots__ = (
         "__weakref__",
         "_children",
+        "_id",
         "_interrupt",
         "_parent",
         "_subscribers",
@@ -140,18 +165,20 @@ class Request:
         "adapter",
         "admitted",
         "args",
+        "caller",
         "channel",
         "context",
         "created",
         "deadline",
+        "depth",
         "future",
+        "helped",
         "is_over",
         "kwargs",
         "method",
         "model_id",
         "outcome",
         "reader",
-        "request_id",
         "router",
         "runner",
         "started",
@@ -168,7 +195,8 @@ class Request:
         kwargs: dict[str, Any],
         *,
         context: Context,
-        request_id: str,
+        request_id: str | None = None,
+        caller: int = 0,
         model_id: str = "",
         channel: Channel | None = None,
         adapter: Adapter | None = None,
@@ -178,14 +206,17 @@ class Request:
         self.args: tuple[Any, ...] | None = args
         self.kwargs: dict[str, Any] | None = kwargs
         self.context: Context | None = context
-        self.request_id = request_id
+        self._id = request_id
+        self.caller = caller
         self.model_id = model_id
         self.channel = channel
         self.adapter = adapter
-        self.created: float = router.kernel.now()
+        self.created: float | None = None
         self.admitted: float | None = None
         self.started: float | None = None
-        self.deadline = math.inf
+        self.deadline = _INF
+        self.depth = 0
+        self.helped: Request | None = None
         self.state = WAITING  # this and all below: guarded by router.lock
         self.outcome: Outcome | None = None
         self.is_over = False
@@ -199,6 +230,11 @@ class Request:
         self._children: dict[Request, None] | None = None
         self._timer: Timer | None = None
         self._interrupt: Callable[[], object] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Shared by all requests that are made on behalf of one from outside. Made when first asked for; never blocks."""
+        return self._id or identify(self)
 
     def __repr__(self) -> str:
         return f"<Request {self.request_id} {self.router.name}.{self.method} {self.state.value}>"
@@ -216,15 +252,17 @@ class Request:
             timeout_s: Seconds, relative to now.
             bound: A deadline that the code has set for all its calls; ``math.inf`` for none.
         """
-        inherited = math.inf
-        own = math.inf if timeout_s is None else self.created + timeout_s
-        if timeout_s != math.inf:
-            own = min(own, bound)
-            inherited = math.inf if parent is None else parent.deadline
-        self.deadline = min(own, inherited)
+        inherited = own = math.inf
+        if timeout_s is not None or bound != math.inf or (parent is not None and parent.deadline != math.inf):
+            self.created = self.router.kernel.now()
+            own = math.inf if timeout_s is None else self.created + timeout_s
+            if timeout_s != math.inf:
+                own = min(own, bound)
+                inherited = math.inf if parent is None else parent.deadline
+            self.deadline = min(own, inherited)
         is_child = parent is not None and parent._adopt(self)
         if parent is not None and not is_child and not parent.is_over:
-            self.answer(self._cancellation())
+            self.answer(self.cancellation())
         elif not is_child or own < inherited:  # otherwise the parent's expiry comes down the tree
             self._set_alarm()
 
@@ -302,14 +340,14 @@ class Request:
     def cancel(self) -> None:
         """Answer with RequestCancelledError unless there is an answer; the body and the children are told. Never blocks."""
         self.was_cancelled = True
-        self.answer(self._cancellation())
+        self.answer(self.cancellation())
 
     def withdraw(self) -> bool:
         """Cancel if the body has not begun: True, also if it was withdrawn before. Otherwise nothing happens: False."""
         with self.router.lock:
             if self.state is RUNNING or self.state is ANSWERED:
                 return isinstance(self.outcome, Withdrawn)
-            outcome = Withdrawn(self._cancellation().exception)
+            outcome = Withdrawn(self.cancellation().exception)
             news = self.settle(outcome)
             future = self.future
         if future is not None:  # before anybody is told, so that whoever looks at it then finds it cancelled
@@ -326,11 +364,12 @@ class Request:
     def expiry(self) -> Error:
         """Return what a request is answered with when its deadline has passed."""
         now = self.router.kernel.now()
+        created = now if self.created is None else self.created
         admitted = now if self.admitted is None else self.admitted
         started = now if self.started is None else self.started
         elapsed, inputs, queued, running = (
-            now - self.created,
-            admitted - self.created,
+            now - created,
+            admitted - created,
             started - admitted,
             now - started,
         )
@@ -347,7 +386,7 @@ class Request:
             )
         )
 
-    def _cancellation(self) -> Error:
+    def cancellation(self) -> Error:
         return Error(
             RequestCancelledError(
                 f"request {self.request_id} to {self.router.name}.{self.method} was cancelled",
@@ -435,7 +474,11 @@ class Wait:
     __slots__ = ("_is_ended", "_wake", "error", "is_known", "needs", "since")
 
     def __init__(
-        self, needs: Sequence[Request], since: float, wake: Subscriber, is_ended: Callable[[], bool] | None
+        self,
+        needs: Sequence[Request],
+        since: float,
+        wake: Subscriber | None = None,
+        is_ended: Callable[[], bool] | None = None,
     ) -> None:
         self.needs = needs
         self.since = since
@@ -443,6 +486,11 @@ class Wait:
         self.is_known = False
         self._wake = wake
         self._is_ended = is_ended
+
+    @property
+    def is_help(self) -> bool:
+        """Whether the thread runs what it waits for, so that nobody can end the wait."""
+        return self._wake is None
 
     def is_ended(self) -> bool:
         """Whether what it waits for has come, be it that the one who waits does not know yet. Takes no lock."""
@@ -453,7 +501,8 @@ class Wait:
     def fail(self, error: BaseException) -> None:
         """End the wait with `error`."""
         self.error = error
-        self._wake.tell()
+        if self._wake is not None:
+            self._wake.tell()
 
 
 class _Aftermath:
@@ -508,7 +557,7 @@ class _Aftermath:
         for child in children or ():
             if has_expired and child.deadline > request.deadline:
                 continue  # it was detached from this deadline
-            outcome = child.expiry() if has_expired else child._cancellation()
+            outcome = child.expiry() if has_expired else child.cancellation()
             with child.router.lock:
                 news.extend(child.settle(outcome) or ())
         return news

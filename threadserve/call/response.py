@@ -61,8 +61,11 @@ class DeploymentResponse(Generic[R_co]):
         """
         if refused or unknown:
             refuse_wait_arguments("result", refused, unknown)
-        self._wait(timeout_s)
         request = self._request
+        if timeout_s is not None or is_in_event_loop():
+            self._wait(timeout_s)
+        else:
+            wait_for(request)
         del self  # as in Request.unwrap
         try:
             return cast("R_co", request.unwrap())
@@ -194,8 +197,17 @@ def refuse_in_event_loop(what: str, instead: str) -> None:
 def is_in_event_loop() -> bool:
     """Whether an event loop runs in this thread."""
     # None can run where asyncio has not been imported, or is only just being imported by another thread.
-    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
-    return running_loop is not None and running_loop() is not None
+    return _running_loop() is not None
+
+
+def _running_loop() -> object:
+    """Stand in for asyncio's own until that has been imported."""
+    global _running_loop
+    found = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if found is None:
+        return None
+    _running_loop = found
+    return found()
 
 
 def request_of(response: DeploymentResponse[Any]) -> Request:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
-    from types import FrameType, TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from threadserve.concurrency.kernel import Thread
 
@@ -21,6 +21,7 @@ __all__ = [
     "below_ours",
     "get_ident",
     "is_current",
+    "is_main_thread",
     "stack_of_thread",
     "stack_text",
     "start_thread",
@@ -46,9 +47,24 @@ def is_current(thread: Thread) -> bool:
     return thread.ident == get_ident()
 
 
-def stack_of_thread(ident: int) -> str:
-    """Return the ``file:line`` at which a thread is in code that is not ours; an empty string where it is in none."""
-    return user_line(sys._current_frames().get(ident))
+def is_main_thread() -> bool:
+    """Whether this is the thread that gets Ctrl-C."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def stack_of_thread(ident: int, border: CodeType | None = None, above: int = 0) -> str:
+    """Return the ``file:line`` at which a thread is in code that is not ours; an empty string where it is in none.
+
+    Args:
+        ident: The thread's identifier.
+        border: Code whose frames divide the stack.
+        above: How many of those frames, the innermost ones, to pass by first.
+    """
+    frame = sys._current_frames().get(ident)
+    while frame is not None and above:
+        above -= frame.f_code is border
+        frame = frame.f_back
+    return user_line(frame)
 
 
 def stack_text(ident: int | None) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from threadserve.call.request import Request
 
-__all__ = ["Target", "check_result", "check_stream"]
+__all__ = ["NO_RESULT", "Target", "check_result", "check_stream"]
 
 
 class Target:
@@ -168,15 +168,16 @@ def _begins_async(member: object) -> bool:
     return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
 
-_NO_RESULT = frozenset(
+NO_RESULT = frozenset(
     (CoroutineType, GeneratorType, AsyncGeneratorType, DeploymentResponse, DeploymentResponseGenerator)
 )
+"""Types of what a plain call cannot return as it is."""
 
 
 def check_result(request: Request, result: Any) -> None:
     """Refuse what a plain call cannot return; a coroutine has been awaited before."""
     kind = type(result)
-    if kind not in _NO_RESULT:
+    if kind not in NO_RESULT:
         return
     name = f"{request.router.name}.{request.method}"
     if kind is GeneratorType or kind is CoroutineType:

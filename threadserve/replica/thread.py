@@ -26,6 +26,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextvars import Context
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.blocking import block, suspend
@@ -36,7 +37,7 @@ from threadserve.concurrency.outcome import Error, Outcome, Value, capture
 from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
-from threadserve.replica.target import Target, check_result, check_stream
+from threadserve.replica.target import NO_RESULT, Target, check_result, check_stream
 
 if TYPE_CHECKING:
     import asyncio
@@ -177,6 +178,8 @@ class ThreadReplica:
             REPLICA.set(self.context)
             request.runner = get_ident()
             result = self._begin(request)
+            if request.channel is None and type(result) not in NO_RESULT:
+                return Value(result)
             if inspect.iscoroutine(result):
                 self._post(request, context.copy(), self._go_on(request, result))
                 return None
@@ -196,20 +199,20 @@ class ThreadReplica:
 
     def _begin(self, request: Request) -> Any:
         """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
-        if self._kernel.now() >= request.deadline:  # it passed in the queue, and the timer is late
+        if (
+            request.deadline != inf and self._kernel.now() >= request.deadline
+        ):  # it passed in the queue, and the timer is late
             request.expire()
         if request.state is ANSWERED:
             raise Cancelled("the request was cancelled or had expired before the body began")
         fn = self._target.lookup(request)
-        args, kwargs = request.args or (), request.kwargs or {}
+        args, kwargs, adapter = request.args or (), request.kwargs or {}, request.adapter
         request.args = request.kwargs = None
-        adapter, is_async = (
-            request.adapter,
-            request.adapter is not None and self._target.begins_async(request.method),
-        )
-        del request
         if adapter is None:
+            del request
             return fn(*args, **kwargs)
+        is_async = self._target.begins_async(request.method)
+        del request
         return adapter.aiterate(fn, args, kwargs) if is_async else adapter.iterate(fn, args, kwargs)
 
     def _failure(self, request: Request, error: BaseException) -> Outcome:

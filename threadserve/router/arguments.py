@@ -14,9 +14,9 @@ from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Inputs", "has_inputs"]
+__all__ = ["Inputs", "has_inputs", "unanswered"]
 
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 _LOOK_DEPTH = 2
@@ -30,23 +30,37 @@ def has_inputs(request: Request) -> bool:
         ArgumentError: A response is nested in a container, or a generator is an argument.
     """
     found = False
-    for value in _arguments(request):
-        kind = type(value)
-        if kind in _PLAIN:
-            continue
-        if isinstance(value, DeploymentResponse) or is_future(value):
+    for value in request.args or ():
+        if type(value) not in _PLAIN and _is_input(request, value):
             found = True
-        elif isinstance(value, DeploymentResponseGenerator):
-            _refuse_stream(request)
-        elif kind in _CONTAINERS:
-            _look_inside(request, value)
+    if request.kwargs:
+        for value in request.kwargs.values():
+            if type(value) not in _PLAIN and _is_input(request, value):
+                found = True
     return found
 
 
-def _arguments(request: Request) -> Iterator[Any]:
-    yield from request.args or ()
-    if request.kwargs:
-        yield from request.kwargs.values()
+def _is_input(request: Request, value: Any) -> bool:
+    kind = type(value)
+    if kind is DeploymentResponse:
+        return True
+    if kind in _CONTAINERS:
+        _look_inside(request, value)
+    elif isinstance(value, DeploymentResponseGenerator):
+        _refuse_stream(request)
+    return isinstance(value, DeploymentResponse) or is_future(value)
+
+
+def unanswered(request: Request) -> Iterator[Request]:
+    """Iterate over the calls whose answers `request` waits for, as of when each is looked at."""
+    for value in _arguments(request):
+        if isinstance(value, DeploymentResponse) and request_of(value).state is not ANSWERED:
+            yield request_of(value)
+
+
+def _arguments(request: Request) -> Sequence[Any]:
+    args, kwargs = request.args or (), request.kwargs
+    return (*args, *kwargs.values()) if kwargs else args
 
 
 _CONTAINERS = frozenset((list, tuple, set, dict))

@@ -38,13 +38,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import Inputs, has_inputs
+from threadserve.router.helping import help_inputs, run_claimed
 from threadserve.router.seats import Seat, Seats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.concurrency.outcome import Outcome
@@ -66,6 +68,8 @@ class Limits:
     """What HTTP answers when the queue is full."""
     retry_after_s: float | None = None
     """What HTTP then advises, in seconds."""
+    inline: bool = True
+    """Whether a thread that waits for a request may run it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,7 @@ class Router:
         self.stream_buffer_size: float = Limits().stream_buffer_size
         self.lock: Lock = kernel.lock()
         self._limits = Limits()  # guarded by lock, as all below
+        self._most_queued = -1
         self._closed_because: str | None = "it is not deployed"
         self._opening = 0
         self._queue: deque[Request] = deque()
@@ -171,6 +176,7 @@ class Router:
         """
         with self.lock:
             self._limits = limits
+            self._most_queued = limits.max_queued_requests
             self.stream_buffer_size = limits.stream_buffer_size
             self._closed_because = None
             self._opening += 1
@@ -195,7 +201,7 @@ class Router:
     def seat(self, replica: ThreadReplica, limit: int) -> Seat:
         """Make a seat for `replica`, closed until ``replace`` opens it."""
         seat = Seat(replica, limit)
-        replica.on_done = lambda request, outcome: self._ended_on_loop(seat, request, outcome)
+        replica.on_done = lambda request, outcome: self._ended_elsewhere(seat, request, outcome)
         return seat
 
     def drain(self, seat: Seat, timeout: float | None = None) -> bool:
@@ -249,7 +255,9 @@ class Router:
             request.answer(Error(error.with_traceback(None)))  # whose frames hold the arguments
             return
         if not waits:
-            deliver(self.admit(request))
+            news = self.admit(request)
+            if news:
+                deliver(news)
             return
         with self.lock:
             is_open = self._closed_because is None
@@ -260,17 +268,18 @@ class Router:
         else:
             request.answer(self._unavailable(request))
 
-    def admit(self, request: Request) -> Iterable[Subscriber]:
+    def admit(self, request: Request) -> Sequence[Subscriber]:
         """Put `request`, which has all its arguments, in the queue, or refuse it; news comes back."""
-        news: Iterable[Subscriber] = ()
+        news: Sequence[Subscriber] = ()
         effects = _NOTHING
         with self.lock:
-            self._waiting.pop(request, None)
+            if self._waiting:
+                self._waiting.pop(request, None)
             if request.state is not WAITING:
                 pass  # answered meanwhile: cancelled, most likely
             elif self._closed_because is not None:
                 news = request.settle(self._unavailable(request)) or ()
-            elif self._is_full():
+            elif self._most_queued >= 0 and self._queued - self._seats.free >= self._most_queued:
                 news = request.settle(self._refusal(request)) or ()
             else:
                 request.state = QUEUED
@@ -278,10 +287,44 @@ class Router:
                     request.admitted = self.kernel.now()
                 self._queue.append(request)
                 self._queued += 1
-                effects = self._pump()
+                if (
+                    self._queued == 1
+                ):  # otherwise somebody is on the way for those before it, or no slot is free
+                    effects = self._pump()
         if effects is not _NOTHING:
             self._act(effects)
         return news
+
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
+        while request.state is QUEUED:
+            if not self.run_here(request, waiting):
+                return
+        if request.state is WAITING:
+            help_inputs(request, waiting)
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """Run `request`, or an older one of the same caller's, on the calling thread; False where it cannot be.
+
+        Blocks as long as the body does.
+        """
+        with self.lock:
+            head = self._head()
+            seat = self._seats.least_loaded()
+            if (
+                head is None
+                or seat is None
+                or not (head is request or (head.caller == get_ident() and request.state is QUEUED))
+                or not self._limits.inline
+                or head.deadline != inf
+                or head.channel is not None
+                or seat.begins_async[head.method]
+            ):
+                return False
+            claimed = self._claim(seat)
+        del head, request
+        run_claimed(seat, claimed, waiting, self._ended_elsewhere)
+        return True
 
     def leave(self, request: Request) -> None:
         """Strike `request`, answered before it was started, off the books; the lock is held."""
@@ -296,10 +339,6 @@ class Router:
             self._waiting.pop(request, None)
 
     # ---- decisions; the lock is held in all of these
-
-    def _is_full(self) -> bool:
-        limit = self._limits.max_queued_requests
-        return limit >= 0 and self._queued - self._seats.free >= limit
 
     def _head(self) -> Request | None:
         """Return the oldest live request; dead ones before it are dropped."""
@@ -328,7 +367,7 @@ class Router:
             head = self._head()
             if seat is None or head is None:
                 break
-            if seat.replica.begins_async(head.method):
+            if seat.begins_async[head.method]:
                 posted.append((seat, self._claim(seat)))
                 continue
             if self._is_waking:
@@ -345,7 +384,7 @@ class Router:
     def _take_next(self, seat: Seat) -> Request | None:
         """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
         head = self._head()
-        if head is None or not seat.has_room or seat.replica.begins_async(head.method):
+        if head is None or not seat.has_room or seat.begins_async[head.method]:
             return None
         return self._claim(seat)
 
@@ -363,7 +402,8 @@ class Router:
         """Run requests on the calling thread until the seat is closed."""
         request, effects = self._arrive(seat)
         while True:
-            self._act(effects)
+            if effects is not _NOTHING:
+                self._act(effects)
             if request is None:
                 effects = _NOTHING  # a worker holds on to nothing while it rests
                 if not self._rest(seat):
@@ -392,9 +432,9 @@ class Router:
         with self.lock:
             drained = self._release(seat, request)
             news = request.end(outcome)
-            following = self._take_next(seat)
-            effects = self._pump()
-        deliver(news)
+            following, effects = (self._take_next(seat), self._pump()) if self._queued else (None, _NOTHING)
+        if news:
+            deliver(news)
         if drained is not None:
             drained.set()
         return following, effects
@@ -413,14 +453,16 @@ class Router:
         waiter.wait()
         return True
 
-    def _ended_on_loop(self, seat: Seat, request: Request, outcome: Outcome) -> None:
-        """Be told by a replica that a request which it ran on its loop has ended."""
+    def _ended_elsewhere(self, seat: Seat, request: Request, outcome: Outcome) -> None:
+        """Be told that a request has ended which no worker ran: the replica's loop did, or a thread that waited."""
         with self.lock:
             drained = self._release(seat, request)
             news = request.end(outcome)
-            effects = self._pump()
-        self._act(effects)
-        deliver(news)
+            effects = self._pump() if self._queued else _NOTHING
+        if effects is not _NOTHING:
+            self._act(effects)
+        if news:
+            deliver(news)
         if drained is not None:
             drained.set()
 

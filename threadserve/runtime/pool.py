@@ -112,6 +112,7 @@ class Pool:
         return Limits(
             max_queued_requests=self._config.max_queued_requests,
             stream_buffer_size=self._config.stream_buffer_size,
+            inline=self._config.inline,
             status_code=self._config.backpressure_config.status_code,
             retry_after_s=self._config.backpressure_config.retry_after_s,
         )
