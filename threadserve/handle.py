@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["DeploymentHandle", "DeploymentResponse", "DeploymentResponseGenerator", "send"]
 
 _INF = math.inf
+_NO_KWARGS: dict[str, Any] = {}  # nobody writes into it; one dict less for the collector to look at, per call
 
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
@@ -212,14 +213,15 @@ class DeploymentHandle(Generic[T_co]):
             router,
             self._method_name,
             args,
-            kwargs,
+            kwargs or _NO_KWARGS,
             context=context,
-            request_id=request_id,
             caller=get_ident(),
+            request_id=request_id,
             model_id=self._model_id,
-            channel=Channel(router.kernel, router.stream_buffer_size) if self._stream else None,
-            adapter=adapter,
         )
+        if self._stream:
+            request.channel = Channel(router.kernel, router.stream_buffer_size)
+            request.adapter = adapter
         if parent is not None or self._timeout_s is not None or bound != _INF:
             if parent is not None and parent.is_over:
                 parent = None

@@ -49,8 +49,6 @@ class State(enum.Enum):
 
 WAITING, QUEUED, RUNNING, ANSWERED = State.WAITING, State.QUEUED, State.RUNNING, State.ANSWERED
 
-_INF = math.inf
-
 CURRENT: ContextVar[Request | None] = ContextVar("threadserve_request", default=None)
 """The request whose body this context belongs to."""
 
@@ -154,38 +152,42 @@ class Request:
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
+    # What nearly every call needs has a slot; what few need is an attribute of the class until it is set, because making
+    # a request costs as much as it has slots: half as many, half the time.
     __slots__ = (
+        "__dict__",
         "__weakref__",
         "_children",
         "_id",
-        "_interrupt",
         "_parent",
         "_subscribers",
-        "_timer",
-        "adapter",
-        "admitted",
         "args",
         "caller",
-        "channel",
         "context",
-        "created",
-        "deadline",
         "depth",
-        "future",
-        "helped",
         "is_over",
         "kwargs",
         "method",
-        "model_id",
         "outcome",
-        "reader",
         "router",
         "runner",
-        "started",
         "state",
-        "wait",
-        "was_cancelled",
     )
+
+    model_id = ""
+    channel: Channel | None = None
+    adapter: Adapter | None = None
+    created: float | None = None
+    admitted: float | None = None
+    started: float | None = None
+    deadline = math.inf
+    was_cancelled = False  # this and all below: guarded by router.lock
+    future: CallFuture | None = None
+    wait: Wait | None = None
+    helped: Request | None = None
+    reader: Request | None = None
+    _timer: Timer | None = None
+    _interrupt: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -195,8 +197,8 @@ class Request:
         kwargs: dict[str, Any],
         *,
         context: Context,
-        request_id: str | None = None,
         caller: int = 0,
+        request_id: str | None = None,
         model_id: str = "",
         channel: Channel | None = None,
         adapter: Adapter | None = None,
@@ -206,30 +208,22 @@ class Request:
         self.args: tuple[Any, ...] | None = args
         self.kwargs: dict[str, Any] | None = kwargs
         self.context: Context | None = context
-        self._id = request_id
         self.caller = caller
-        self.model_id = model_id
-        self.channel = channel
-        self.adapter = adapter
-        self.created: float | None = None
-        self.admitted: float | None = None
-        self.started: float | None = None
-        self.deadline = _INF
+        self._id = request_id
         self.depth = 0
-        self.helped: Request | None = None
         self.state = WAITING  # this and all below: guarded by router.lock
         self.outcome: Outcome | None = None
         self.is_over = False
-        self.was_cancelled = False
-        self.future: CallFuture | None = None
-        self.wait: Wait | None = None
         self.runner: object = None
-        self.reader: Request | None = None
         self._subscribers: dict[Subscriber, None] | None = None
         self._parent: Request | None = None
         self._children: dict[Request, None] | None = None
-        self._timer: Timer | None = None
-        self._interrupt: Callable[[], object] | None = None
+        if model_id:
+            self.model_id = model_id
+        if channel is not None:
+            self.channel = channel
+        if adapter is not None:
+            self.adapter = adapter
 
     @property
     def request_id(self) -> str:
@@ -322,7 +316,9 @@ class Request:
     def end(self, outcome: Outcome) -> list[Subscriber]:
         """Settle after the body has returned, with the router's lock held; the answer may have been given before."""
         self.is_over = True
-        self._interrupt = self.runner = None  # a task holds the context that holds this request
+        self.runner = None  # a task holds the context that holds this request
+        if self._interrupt is not None:
+            self._interrupt = None
         return self.settle(outcome) or []
 
     def answer(self, outcome: Outcome) -> bool:
@@ -421,25 +417,31 @@ class Request:
         with self.router.lock:
             if self.state is ANSWERED:
                 return False
-            if self._subscribers is None:
-                self._subscribers = {}
-            self._subscribers[subscriber] = None
+            self.listen(subscriber)
         return True
 
     def forget(self, subscriber: Subscriber) -> None:
         """Let `subscriber` not be told, if it has not been."""
         with self.router.lock:
-            if self._subscribers is not None:
-                self._subscribers.pop(subscriber, None)
+            self.drop(subscriber)
+
+    def listen(self, subscriber: Subscriber) -> None:
+        """Have `subscriber` told of the answer; there is none yet, and the router's lock is held."""
+        if self._subscribers is None:
+            self._subscribers = {}
+        self._subscribers[subscriber] = None
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """Let `subscriber` not be told, if it has not been; the router's lock is held."""
+        if self._subscribers is not None:
+            self._subscribers.pop(subscriber, None)
 
     def begin_wait(self, subscriber: Subscriber, wait: Wait | None) -> bool:
         """Note that the body waits: `subscriber` is told when it should stop. False when it should stop already."""
         with self.router.lock:
             if self.state is ANSWERED:
                 return False
-            if self._subscribers is None:
-                self._subscribers = {}
-            self._subscribers[subscriber] = None
+            self.listen(subscriber)
             self.wait = wait
         return True
 
@@ -447,8 +449,7 @@ class Request:
         """Note that the body goes on."""
         with self.router.lock:
             self.wait = None
-            if self._subscribers is not None:
-                self._subscribers.pop(subscriber, None)
+            self.drop(subscriber)
 
     def unwrap(self) -> Any:
         """Return the value or raise the exception; there must be an answer."""
@@ -517,8 +518,9 @@ class _Aftermath:
     def tell(self) -> Iterable[Subscriber]:
         request = self._request
         parent, request._parent = request._parent, None
-        timer, request._timer = request._timer, None
+        timer = request._timer
         if timer is not None:
+            request._timer = None
             timer.cancel()
         if parent is not None:
             parent._disown(request)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast
 
 from threadserve.call.blocking import check_cancelled_async, wait_for, wait_for_async
 from threadserve.call.request import ANSWERED, RUNNING, Request
+from threadserve.concurrency.outcome import Value
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -62,15 +63,18 @@ class DeploymentResponse(Generic[R_co]):
         if refused or unknown:
             refuse_wait_arguments("result", refused, unknown)
         request = self._request
-        if timeout_s is not None or is_in_event_loop():
+        if timeout_s is not None or _running_loop() is not None:
             self._wait(timeout_s)
         else:
             wait_for(request)
         del self  # as in Request.unwrap
+        outcome = request.outcome
+        if type(outcome) is Value:
+            return outcome.value  # type: ignore[no-any-return]
         try:
-            return cast("R_co", request.unwrap())
+            return request.unwrap()  # type: ignore[no-any-return]
         finally:
-            del request
+            del request, outcome
 
     def exception(
         self, *refused: Never, timeout_s: float | None = None, **unknown: Never

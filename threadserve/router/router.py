@@ -259,22 +259,30 @@ class Router:
             if news:
                 deliver(news)
             return
+        inputs = Inputs(request, self.admit)
         with self.lock:
             is_open = self._closed_because is None
             if is_open and request.state is WAITING:
                 self._waiting[request] = None
+                request.listen(inputs)
         if is_open:
-            Inputs(request, self.admit).register()
+            inputs.register()
         else:
             request.answer(self._unavailable(request))
 
-    def admit(self, request: Request) -> Sequence[Subscriber]:
-        """Put `request`, which has all its arguments, in the queue, or refuse it; news comes back."""
+    def admit(self, request: Request, inputs: Subscriber | None = None) -> Sequence[Subscriber]:
+        """Put `request`, which has all its arguments, in the queue, or refuse it; news comes back.
+
+        Args:
+            request: Is WAITING, unless it has been answered.
+            inputs: Is not to be told of its answer any more.
+        """
         news: Sequence[Subscriber] = ()
         effects = _NOTHING
         with self.lock:
-            if self._waiting:
+            if inputs is not None:
                 self._waiting.pop(request, None)
+                request.drop(inputs)
             if request.state is not WAITING:
                 pass  # answered meanwhile: cancelled, most likely
             elif self._closed_because is not None:
@@ -287,9 +295,7 @@ class Router:
                     request.admitted = self.kernel.now()
                 self._queue.append(request)
                 self._queued += 1
-                if (
-                    self._queued == 1
-                ):  # otherwise somebody is on the way for those before it, or no slot is free
+                if self._queued == 1:  # else somebody comes for those before it, or no slot is free
                     effects = self._pump()
         if effects is not _NOTHING:
             self._act(effects)
@@ -309,21 +315,23 @@ class Router:
         Blocks as long as the body does.
         """
         with self.lock:
+            if not self._queued:
+                return False
             head = self._head()
+            if head is not request and (request.state is not QUEUED or head.caller != get_ident()):
+                return False
             seat = self._seats.least_loaded()
             if (
-                head is None
-                or seat is None
-                or not (head is request or (head.caller == get_ident() and request.state is QUEUED))
+                seat is None
                 or not self._limits.inline
                 or head.deadline != inf
                 or head.channel is not None
                 or seat.begins_async[head.method]
             ):
                 return False
-            claimed = self._claim(seat)
-        del head, request
-        run_claimed(seat, claimed, waiting, self._ended_elsewhere)
+            self._claim(seat)
+        del request
+        run_claimed(seat, head, waiting, self._ended_elsewhere)
         return True
 
     def leave(self, request: Request) -> None:
@@ -331,7 +339,9 @@ class Router:
         if request.state is QUEUED:
             self._queued -= 1
             dead = len(self._queue) - self._queued
-            if dead > 64 and dead * 2 > len(self._queue):
+            if not self._queued:
+                self._queue.clear()
+            elif dead > 64 and dead * 2 > len(self._queue):
                 self._queue = deque(
                     queued for queued in self._queue if queued.state is QUEUED and queued is not request
                 )
@@ -340,14 +350,12 @@ class Router:
 
     # ---- decisions; the lock is held in all of these
 
-    def _head(self) -> Request | None:
-        """Return the oldest live request; dead ones before it are dropped."""
+    def _head(self) -> Request:
+        """Return the oldest live request, of which there must be one; dead ones before it are dropped."""
         queue = self._queue
-        while queue:
-            if queue[0].state is QUEUED:
-                return queue[0]
+        while (head := queue[0]).state is not QUEUED:
             queue.popleft()
-        return None
+        return head
 
     def _claim(self, seat: Seat) -> Request:
         """Take the head of the queue and a slot of `seat`."""
@@ -364,9 +372,9 @@ class Router:
         posted: list[tuple[Seat, Request]] = []
         while self._queued:
             seat = self._seats.least_loaded()
-            head = self._head()
-            if seat is None or head is None:
+            if seat is None:
                 break
+            head = self._head()
             if seat.begins_async[head.method]:
                 posted.append((seat, self._claim(seat)))
                 continue
@@ -383,8 +391,7 @@ class Router:
 
     def _take_next(self, seat: Seat) -> Request | None:
         """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
-        head = self._head()
-        if head is None or not seat.has_room or seat.begins_async[head.method]:
+        if not self._queued or not seat.has_room or seat.begins_async[self._head().method]:
             return None
         return self._claim(seat)
 
@@ -496,7 +503,7 @@ class Router:
                 self._is_waking = True
                 effects = _Effects(wake=rested.idle.pop())
             elif not any(other.workers for other in self._seats):
-                for request in self._queue:
+                for request in tuple(self._queue):
                     if request.state is QUEUED:
                         news.extend(
                             request.settle(self._unavailable(request, f"no thread could be started: {error}"))
