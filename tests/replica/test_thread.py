@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import gc
 import logging
 import threading
 import traceback
 import warnings
+import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -735,3 +737,71 @@ class TestStopping:
 
             assert isinstance(error, ReplicaDiedError)
             assert "app/D" in str(error)
+
+    @pytest.mark.parametrize("kind", ["a method", "a coroutine", "a failing method", "a finalizer", "an async finalizer"])
+    def test_frees_the_instance_without_the_cycle_collector(
+        self, kernel: RealKernel, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Model:
+            pass
+
+        class Serving:
+            def __init__(self) -> None:
+                self.model = Model()
+
+            def plain(self) -> None: ...
+
+            async def coroutine(self) -> None: ...
+
+            def failing(self) -> None:
+                raise ValueError
+
+        class Finalized(Serving):
+            def __del__(self) -> None:
+                models.append(weakref.ref(self))
+
+        class AsyncFinalized(Serving):
+            async def __del__(self) -> None:
+                await asyncio.sleep(0)
+
+        cls = {"a finalizer": Finalized, "an async finalizer": AsyncFinalized}.get(kind, Serving)
+        call = {"a coroutine": "coroutine", "a failing method": "failing"}.get(kind, "plain")
+        models: list[weakref.ref[Any]] = []
+        deployment = deploy(kernel, cls)
+        deployment.handle.options(method_name=call).remote().exception(timeout_s=10)
+        models.append(weakref.ref(deployment.seats[0].replica.context.servable_object.model))
+
+        gc.disable()
+        try:
+            deployment.take_down()
+            wait_until(lambda: all(model() is None for model in models))
+        finally:
+            gc.enable()
+
+        assert caplog.text == ""
+
+
+class TestATaskFactoryThatRaises:
+    """asyncio lets code of the user's make the tasks of a loop."""
+
+    class Breaking:
+        async def breaks(self) -> None:
+            def refuse(*_: object, **__: object) -> Any:
+                raise OSError("no tasks today")
+
+            asyncio.get_running_loop().set_task_factory(refuse)
+
+        async def mends(self) -> None:
+            asyncio.get_running_loop().set_task_factory(None)
+
+        async def check_health(self) -> None: ...
+
+    def test_answers_the_request_and_keeps_no_slot(self, kernel: RealKernel) -> None:
+        with deployed(kernel, self.Breaking, max_ongoing_requests=1) as deployment:
+            deployment.handle.breaks.remote().result(timeout_s=10)
+
+            for _ in range(3):
+                error = deployment.handle.mends.remote().exception(timeout_s=10)
+                assert isinstance(error, OSError)
+            with pytest.raises(OSError, match="no tasks today"):
+                deployment.seats[0].replica.check_health()

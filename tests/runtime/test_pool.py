@@ -666,7 +666,6 @@ class TestFinalizer:
 
         play(story, seeds=5)
 
-    @pytest.mark.xfail(reason="Target.finalize in replica/target.py disarms only a __del__ that returns")
     def test_that_raises_is_not_called_again_by_python(self) -> None:
         calls: list[int] = []
 
@@ -816,9 +815,6 @@ class TestStopping:
 
         play(story)
 
-    @pytest.mark.xfail(
-        reason="a coroutine whose loop stops before its first step is waited for: replica/thread.py, _await"
-    )
     def test_a_check_that_is_just_beginning_ends_too(self) -> None:
         class Checked:
             async def check_health(self) -> None:

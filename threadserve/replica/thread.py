@@ -133,10 +133,12 @@ class ThreadReplica:
         return stuck
 
     def _finalize(self) -> None:
-        """Call the user's ``__del__``, once and for all, and end the loop."""
+        """Call the user's ``__del__``, once and for all, let go of the instance, and end the loop."""
         outcome = capture(self.call, self._target.finalize)
         if isinstance(outcome, Error):
             _log.error("__del__ of %s raised", self.name, exc_info=outcome.exception)
+        del outcome  # with the frames of the user's in it
+        self._target.let_go()
         self._loop.stop()
 
     def add_worker(self, work: Callable[[], None]) -> None:
@@ -340,11 +342,16 @@ class ThreadReplica:
     def _start(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
         loop = self._loop.loop
         assert loop is not None
-        task: asyncio.Task[Outcome] = loop.create_task(
-            self._guard(request, body, lambda: _cancel_threadsafe(loop, task)),
-            context=context,
-            name=f"{self.name} {request.method}",
-        )
+        guarded = self._guard(request, body, lambda: _cancel_threadsafe(loop, task))
+        try:
+            task: asyncio.Task[Outcome] = loop.create_task(
+                guarded, context=context, name=f"{self.name} {request.method}"
+            )
+        except BaseException as error:  # from a task factory of the user's
+            guarded.close()
+            body.close()
+            self.on_done(request, self._failure(request, error))
+            return
         task.add_done_callback(lambda task: self._end(request, body, task))
 
     async def _guard(
@@ -382,24 +389,33 @@ class ThreadReplica:
         """Run `coroutine` on the loop and wait for it, on a thread that may."""
         waiter = self._kernel.waiter()
         outcomes: list[Outcome] = []
+        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
 
         async def body() -> None:
             try:
                 outcomes.append(Value(await coroutine))
             except BaseException as error:
                 outcomes.append(Error(error))
-            waiter.set()
-
-        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
 
         def start() -> None:
             assert self._loop.loop is not None
-            tasks.append(self._loop.loop.create_task(body(), context=context))
+            guarded = body()
+            try:
+                task = self._loop.loop.create_task(guarded, context=context)
+            except BaseException as error:  # from a task factory of the user's
+                guarded.close()
+                coroutine.close()
+                outcomes.append(Error(error))
+                waiter.set()
+                return
+            tasks.append(task)
+            task.add_done_callback(lambda _: waiter.set())
 
-        if not self._loop.submit(start):
+        if self._loop.submit(start):
+            waiter.wait()
+        if not outcomes:  # the loop was stopped before the first step
             coroutine.close()
             raise ReplicaDiedError(f"replica {self.name} is stopping")
-        waiter.wait()
         return outcomes[0].unwrap()
 
 

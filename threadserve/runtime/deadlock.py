@@ -17,7 +17,7 @@ import math
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED
+from threadserve.call.request import ANSWERED, CURRENT
 from threadserve.call.response import DeploymentResponse, request_of
 from threadserve.call.waits import Picture, knot
 from threadserve.concurrency.future import is_future
@@ -149,7 +149,8 @@ def _wait_of(request: Request) -> Wait | None:
 
 def _is_open_ended(request: Request, wait: Wait) -> bool:
     """Whether no timer is about to end `wait`. It is looked at again last: the timer may have rung since the picture."""
-    return not may_time_out(request.runner) and request.wait is wait
+    may_end = may_time_out(request.runner, lambda context: context.get(CURRENT) is request)
+    return not may_end and request.wait is wait
 
 
 def _draw(holdings: dict[str, Holdings], waits: dict[Request, Wait], shut: set[str]) -> Picture[Request]:
