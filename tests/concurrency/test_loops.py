@@ -116,7 +116,6 @@ class TestALoopThread:
         with contextlib.suppress(BaseException):
             task.exception()
 
-
     def test_survives_code_that_stops_the_loop(self, running: Running) -> None:
         running.do(lambda: running.loop.stop())
 

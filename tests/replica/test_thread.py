@@ -738,7 +738,9 @@ class TestStopping:
             assert isinstance(error, ReplicaDiedError)
             assert "app/D" in str(error)
 
-    @pytest.mark.parametrize("kind", ["a method", "a coroutine", "a failing method", "a finalizer", "an async finalizer"])
+    @pytest.mark.parametrize(
+        "kind", ["a method", "a coroutine", "a failing method", "a finalizer", "an async finalizer"]
+    )
     def test_frees_the_instance_without_the_cycle_collector(
         self, kernel: RealKernel, kind: str, caplog: pytest.LogCaptureFixture
     ) -> None:

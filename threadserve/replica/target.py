@@ -109,7 +109,9 @@ class Target:
         try:
             return finalizer(servable)
         finally:
-            with suppress(TypeError):  # a layout that allows no other class: Python will call it a second time
+            with suppress(
+                TypeError
+            ):  # a layout that allows no other class: Python will call it a second time
                 servable.__class__ = type(
                     type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done}
                 )

@@ -120,7 +120,13 @@ class ThreadReplica:
         Blocks up to `timeout` seconds. Names the threads that would not end, with what they are at.
         """
         deadline = self._kernel.now() + timeout
-        threads = [self._kernel.spawn(f"{self.name} stop", self._finalize)]
+        threads: list[Thread] = []
+        try:
+            threads.append(self._kernel.spawn(f"{self.name} stop", self._finalize))
+        except (
+            RuntimeError
+        ):  # the system has no thread to give: then on this one, unbounded, rather than not at all
+            self._finalize()
         with self._lock:
             threads += self._threads
         stuck: list[str] = []

@@ -314,7 +314,12 @@ class Controller:
                 del self._going[retirement]
             retirement.finish()
 
-        self._kernel.spawn(f"{app} retire", run)
+        try:
+            self._kernel.spawn(f"{app} retire", run)
+        except (
+            RuntimeError
+        ):  # no thread to be had: then on this one, for whoever waits must not wait for ever
+            run()
         return retirement
 
     # ---- look-ups
