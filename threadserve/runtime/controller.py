@@ -232,17 +232,30 @@ class Controller:
         self._begin_delete(name)
         self._wait_for_what_goes(name)
 
-    def shutdown(self) -> None:
-        """Take all apps down at once and wait for them, and for versions that were still going. May be repeated."""
+    def shutdown(self, *, hurry: bool = False) -> None:
+        """Take all apps down at once and wait for them, and for versions that were still going. May be repeated.
+
+        With `hurry` nothing drains: what still runs is abandoned.
+        """
         with self._lock:
             self._is_closed = True
             names = list(self._apps)
             coming = [app.coming for app in self._apps.values() if app.coming]
         for version in coming:
             version.call_off("the runtime is being shut down")
+        with self._lock:
+            going = list(self._going) if hurry else []
+        for retirement in going:
+            retirement.hurry()
         for name in names:
-            self._begin_delete(name)
+            self._begin_delete(name, hurry=hurry)
         self._wait_for_what_goes()
+
+    def patience(self) -> float:
+        """Return the longest graceful timeout of the apps that are up, in seconds; 0 when none is. Never blocks."""
+        with self._lock:
+            versions = [app.version for app in self._apps.values() if app.version]
+        return max((version.patience for version in versions), default=0.0)
 
     def exit(self, patience_s: float, report: Callable[[list[str]], object]) -> list[str]:
         """Answer what is queued and let what runs be answered, within the longest graceful timeout; name what is left.
@@ -253,9 +266,7 @@ class Controller:
         with self._lock:
             self._is_closed = True
             versions = [app.version for app in self._apps.values() if app.version]
-        timeout = max(
-            (pool.graceful_shutdown_timeout_s for version in versions for pool in version.pools), default=0.0
-        )
+        timeout = self.patience()
         start = self._kernel.now()
         is_reported = timeout <= patience_s
         for level in (level for version in versions for level in reversed(version.levels)):
@@ -282,7 +293,7 @@ class Controller:
             if not self._asks_from_inside(retirement.app):
                 retirement.wait()
 
-    def _begin_delete(self, name: str) -> None:
+    def _begin_delete(self, name: str, *, hurry: bool = False) -> None:
         if self._is_starting_itself(name):
             self._kernel.spawn(f"{name} delete", lambda: self.delete(name))  # once it is up
             return
@@ -300,11 +311,13 @@ class Controller:
                 return
             _log.info("deleting app %r", name)
             if app.version is not None:
-                self._retire(name, app.version, "its app was deleted")
+                self._retire(name, app.version, "its app was deleted", hurry=hurry)
 
-    def _retire(self, app: str, version: Version, reason: str) -> Retirement:
+    def _retire(self, app: str, version: Version, reason: str, *, hurry: bool = False) -> Retirement:
         """Take `version` down on a thread of its own."""
         retirement = Retirement(self._kernel, app, version, reason)
+        if hurry:
+            retirement.hurry()
         with self._lock:
             self._going[retirement] = None
 

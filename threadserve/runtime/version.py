@@ -40,6 +40,11 @@ class Version:
         """All pools, children first."""
         return [pool for level in self.levels for pool in level]
 
+    @property
+    def patience(self) -> float:
+        """The longest of its graceful timeouts, in seconds."""
+        return max((pool.graceful_shutdown_timeout_s for pool in self.pools), default=0.0)
+
     def has_yet_to_seat(self, deployment: str) -> bool:
         """Whether it has the deployment, but no replicas of it that take requests."""
         is_in_it = any(planned.name == deployment for planned in self.plan.deployments)
@@ -88,8 +93,7 @@ class Retirement:
 
     def run(self) -> None:
         """Take the version down, from the ingress to the leaves. Blocks."""
-        timeout = max((pool.graceful_shutdown_timeout_s for pool in self.version.pools), default=0.0)
-        deadline = self._kernel.now() + timeout
+        deadline = self._kernel.now() + self.version.patience
         for level in reversed(self.version.levels):
             for pool in level:
                 pool.close(self._reason)
