@@ -31,7 +31,6 @@ from threadserve.call import directory
 from threadserve.call.blocking import wait_for
 from threadserve.call.context import inheritance
 from threadserve.call.request import ANSWERED
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ConfigError, ReplicaStartError, ServeError
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
@@ -39,7 +38,7 @@ from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
 from threadserve.runtime.resources import Ask, Demand, Ledger
 from threadserve.runtime.status import ApplicationStatus, ServeStatus
-from threadserve.runtime.version import App, Retirement, Version, overview
+from threadserve.runtime.version import App, Place, Retirement, Version, overview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -143,26 +142,32 @@ class Controller:
 
         What the app's own present version holds is not waited for: where both do not fit, the old version stops first.
         """
-        while asks:
-            waiter = self._kernel.waiter()
-            subscriber = ThreadWaiter(waiter)
-            version.nap = waiter
-            version.check()
-            reservations = self._ledger.reserve_together(asks, subscriber)
-            if reservations is not None:
-                version.reservations = reservations
-                return
-            try:
+        place = Place()
+        goes_first = app.version is not None  # nobody gets what it gives back in order to have it anew
+        try:
+            while asks:
+                waiter = place.waiter = version.nap = self._kernel.waiter()
+                version.check()
+                reservations = self._ledger.reserve_together(asks, place, goes_first=goes_first)
+                if reservations is not None:
+                    version.reservations = reservations
+                    return
                 if app.version is not None:
                     self._make_room(app, app.version)
-                else:
-                    with self._lock:
-                        app.message = f"waits for resources: it asks for {_worded(asks)}; {self._ledger!r}"
-                    waiter.wait()
-            finally:
-                self._ledger.forget(subscriber)
+                    continue
+                message = self._why_it_waits(asks, place)
                 with self._lock:
-                    app.message = ""
+                    app.message = message
+                waiter.wait()
+        finally:
+            self._ledger.forget(place)
+            with self._lock:
+                app.message = ""
+
+    def _why_it_waits(self, asks: list[Ask], place: Place) -> str:
+        ahead = self._ledger.ahead_of(place)
+        behind = f"; {', '.join(ahead)} asked before" if ahead else ""
+        return f"waits for resources: it asks for {_worded(asks)}; {self._ledger!r}{behind}"
 
     def _make_room(self, app: App, old: Version) -> None:
         """Stop the present version before the new one starts, because the machine does not have room for both."""

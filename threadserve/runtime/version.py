@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from threadserve.runtime.pool import Pool
     from threadserve.runtime.resources import Reservation
 
-__all__ = ["App", "Retirement", "Version", "overview"]
+__all__ = ["App", "Place", "Retirement", "Version", "overview"]
 
 
 class Version:
@@ -77,6 +77,19 @@ class App:
         self.version: Version | None = None
         self.coming: Version | None = None
         self.failed: Plan | None = None  # no more of it: what was made for it shall not live on
+
+
+class Place:
+    """A version's place in the line for resources: whoever waits there has a new waiter each time."""
+
+    def __init__(self) -> None:
+        self.waiter: WaiterLike | None = None
+
+    def tell(self) -> tuple[()]:
+        """End the present wait."""
+        if self.waiter is not None:
+            self.waiter.set()
+        return ()
 
 
 class Retirement:
