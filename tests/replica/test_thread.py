@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import gc
 import logging
@@ -12,6 +13,7 @@ import traceback
 import warnings
 import weakref
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -737,6 +739,39 @@ class TestStopping:
 
             assert isinstance(error, ReplicaDiedError)
             assert "app/D" in str(error)
+
+    @pytest.mark.parametrize(
+        ("call", "line"),
+        [("__call__", "await asyncio.sleep(0.01)  # here"), ("block", "may_end.wait()  # there")],
+    )
+    def test_says_what_keeps_the_loop_from_ending_and_where_it_is(
+        self, kernel: RealKernel, call: str, line: str
+    ) -> None:
+        may_end = threading.Event()
+
+        class Stubborn:
+            async def __call__(self) -> None:
+                while not may_end.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0.01)  # here
+
+            async def block(self) -> None:
+                may_end.wait()  # there
+
+        text = Path(__file__).read_text(encoding="utf-8").splitlines()
+        number = next(n for n, each in enumerate(text, 1) if each.strip() == line)
+        deployment = deploy(kernel, Stubborn)
+        request = request_behind(deployment.handle.options(method_name=call).remote())
+        wait_until(lambda: request.runner is not None)
+        (seat,) = deployment.seats
+        deployment.pool.close("the test is over")
+
+        (stuck,) = seat.replica.stop(0.2)
+
+        assert stuck.startswith("thread app/D#0 loop, which is at\n")
+        assert f"{__file__}:{number}" in stuck or f'"{__file__}", line {number}' in stuck
+        may_end.set()
+        deployment.take_down()
 
     @pytest.mark.parametrize(
         "kind", ["a method", "a coroutine", "a failing method", "a finalizer", "an async finalizer"]

@@ -8,7 +8,7 @@ from functools import partial
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from threadserve.concurrency.threads import user_line
+from threadserve.concurrency.threads import stack_text, user_line
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
@@ -64,6 +64,24 @@ class LoopThread:
         if wake and self.loop is not None:
             self.loop.call_soon_threadsafe(self._drain)
         return True
+
+    @property
+    def thread(self) -> Thread | None:
+        """The thread that runs the loop, once there is one."""
+        return self._thread
+
+    def stuck(self) -> str:
+        """Say what keeps the loop from ending: what its thread is at, and the tasks that have yet to end. Any thread."""
+        thread, loop = self._thread, self.loop
+        if thread is None or loop is None:
+            return ""
+        import asyncio
+
+        tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
+        waiting = [f"  {task.get_name()} at {where}" for task in tasks if (where := stack_of_task(task))]
+        return "\n".join(
+            [stack_text(thread.ident), *(["with the tasks", *sorted(waiting)] if waiting else [])]
+        )
 
     def stop(self, timeout: float | None = None) -> bool:
         """Let what was submitted run, cancel the tasks that are left, end the thread; False when it would not end.

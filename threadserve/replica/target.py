@@ -139,7 +139,7 @@ class Target:
     def _refuse(self, request: Request) -> NoReturn:
         available = self.methods()
         near = difflib.get_close_matches(request.method, available, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise MethodNotFoundError(
             f"method {request.method!r} does not exist in {request.router.name}{hint} "
             f"Available methods: {list(available)}",

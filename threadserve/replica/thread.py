@@ -40,7 +40,7 @@ from threadserve.replica.target import Target, check_result, check_stream
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.kernel import Kernel, Thread
@@ -120,22 +120,32 @@ class ThreadReplica:
         Blocks up to `timeout` seconds. Names the threads that would not end, with what they are at.
         """
         deadline = self._kernel.now() + timeout
-        threads: list[Thread] = []
+        ending: list[Thread] = []
         try:
-            threads.append(self._kernel.spawn(f"{self.name} stop", self._finalize))
+            ending.append(self._kernel.spawn(f"{self.name} stop", self._finalize))
         except (
             RuntimeError
         ):  # the system has no thread to give: then on this one, unbounded, rather than not at all
             self._finalize()
         with self._lock:
-            threads += self._threads
+            workers = list(self._threads)
+        stuck = self._join([*ending, *workers], deadline, stack_text)
+        loop = self._loop.thread
+        if loop is not None and not any(thread.is_alive() for thread in ending):  # else it has not been told
+            stuck += self._join([loop], deadline, lambda _: self._loop.stuck())
+        return stuck
+
+    def _join(
+        self, threads: Sequence[Thread], deadline: float, describe: Callable[[int | None], str]
+    ) -> list[str]:
+        """Wait for `threads` until `deadline`, and name those that would not end."""
         stuck: list[str] = []
         for thread in threads:
             if is_current(thread):
                 continue
             thread.join(max(0.0, deadline - self._kernel.now()))
             if thread.is_alive():
-                stuck.append(f"thread {thread.name}, which is at\n{stack_text(thread.ident)}")
+                stuck.append(f"thread {thread.name}, which is at\n{describe(thread.ident)}")
         return stuck
 
     def _finalize(self) -> None:
@@ -145,7 +155,7 @@ class ThreadReplica:
             _log.error("__del__ of %s raised", self.name, exc_info=outcome.exception)
         del outcome  # with the frames of the user's in it
         self._target.let_go()
-        self._loop.stop()
+        self._loop.stop(0)  # whoever stops the replica waits for its thread
 
     def add_worker(self, work: Callable[[], None]) -> None:
         """Start a worker thread that runs `work`. Raises RuntimeError where the system has no thread to give."""

@@ -58,6 +58,7 @@ class Pool:
         self._version = version
         self._gpu_ids = gpu_ids
         self._opening: int | None = None
+        self._is_hurried = False
         self._started = kernel.waiter()
         self._lock = kernel.lock()
         self._failures: list[BaseException] = []  # guarded by _lock, as all below
@@ -341,7 +342,7 @@ class Pool:
             self._put_away(seat, deadline)
         for keeper in keepers:
             keeper.join(max(0.0, deadline - self._kernel.now()))
-        self.hurry()  # what was lost before has no more time than the others
+        self._end_drains()  # what was lost before has no more time than the others
         for keeper in keepers:
             keeper.join(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now()))
             if keeper.is_alive():
@@ -351,15 +352,23 @@ class Pool:
 
     def hurry(self) -> None:
         """Let a drain that is under way end at once; what runs is abandoned."""
+        self._is_hurried = True
+        self._end_drains()
+
+    def _end_drains(self) -> None:
         with self._lock:
             seats = [*self.seats, *self._lost]
         for seat in seats:
             self.router.hurry(seat)
 
     def _drain(self, seat: Seat, deadline: float) -> None:
-        if self.router.drain(seat, max(0.0, deadline - self._kernel.now())):
+        left = 0.0 if self._is_hurried else max(0.0, deadline - self._kernel.now())
+        if self.router.drain(seat, left):
             return
-        reason = f"it did not end within graceful_shutdown_timeout_s={self.graceful_shutdown_timeout_s:g}"
+        limit = f"graceful_shutdown_timeout_s={self.graceful_shutdown_timeout_s:g}"
+        reason = (
+            f"the drain, of {limit}, was cut short" if self._is_hurried else f"it did not end within {limit}"
+        )
         for request in self.router.abandon(seat, reason):
             _log.error("%s.%s was given up: %s", self.router.name, request.method, reason)
 
