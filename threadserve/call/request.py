@@ -25,7 +25,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from threadserve.concurrency.ids import identify
 from threadserve.concurrency.outcome import Error, Outcome, Withdrawn
 from threadserve.concurrency.waiter import Subscriber, deliver
-from threadserve.errors import Cancelled, RequestCancelledError, RequestTimeoutError
+from threadserve.errors import (
+    Cancelled,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -263,7 +268,11 @@ class Request:
     def _set_alarm(self) -> None:
         """Have the deadline kept, where nobody above does it."""
         if self.deadline != math.inf:
-            timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
+            try:
+                timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
+            except RuntimeError as error:  # there is no thread for timers
+                self.answer(self._unbounded(error))
+                return
             if self.state is ANSWERED:  # meanwhile, and whoever answered found no timer to cancel
                 timer.cancel()
 
@@ -386,6 +395,15 @@ class Request:
         return Error(
             RequestCancelledError(
                 f"request {self.request_id} to {self.router.name}.{self.method} was cancelled",
+                deployment=self.router.name,
+                request_id=self.request_id,
+            )
+        )
+
+    def _unbounded(self, error: RuntimeError) -> Error:
+        return Error(
+            DeploymentUnavailableError(
+                f"request {self.request_id} to {self.router.name}.{self.method} has a deadline that cannot be kept: {error}",
                 deployment=self.router.name,
                 request_id=self.request_id,
             )

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."
+_GO_BETWEENS = ("asyncio", "threading", "contextlib")
 
 
 class _OwnThread(threading.Thread):
@@ -84,7 +85,7 @@ def user_line(frame: FrameType | None) -> str:
     """Return the ``file:line`` of the innermost frame, from `frame` outwards, that is not ours."""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if not module.startswith(_PACKAGE) and module not in ("threading", "contextlib"):
+        if not module.startswith(_PACKAGE) and module.partition(".")[0] not in _GO_BETWEENS:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

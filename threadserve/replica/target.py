@@ -106,14 +106,20 @@ class Target:
         finalizer = getattr(type(servable), "__del__", None)
         if not self.is_class or finalizer is None:
             return None
-        result = finalizer(servable)
-        with suppress(
-            TypeError
-        ):  # a layout that allows no other class: Python will call __del__ a second time
-            servable.__class__ = type(
-                type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done}
-            )
-        return result
+        try:
+            return finalizer(servable)
+        finally:
+            with suppress(
+                TypeError
+            ):  # a layout that allows no other class: Python will call it a second time
+                servable.__class__ = type(
+                    type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done}
+                )
+
+    def let_go(self) -> None:
+        """Keep the instance alive no longer: it may be large, a model, and whoever still has this may stay."""
+        if self.is_class:
+            self.servable = None
 
     def methods(self) -> tuple[str, ...]:
         """Return the names that can be called, public ones and those with one leading underscore."""
@@ -133,7 +139,7 @@ class Target:
     def _refuse(self, request: Request) -> NoReturn:
         available = self.methods()
         near = difflib.get_close_matches(request.method, available, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise MethodNotFoundError(
             f"method {request.method!r} does not exist in {request.router.name}{hint} "
             f"Available methods: {list(available)}",

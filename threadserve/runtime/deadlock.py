@@ -17,7 +17,7 @@ import math
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED, Wait
+from threadserve.call.request import ANSWERED, CURRENT, Wait
 from threadserve.call.response import DeploymentResponse, request_of
 from threadserve.call.waits import Picture, knot
 from threadserve.concurrency.future import is_future
@@ -157,7 +157,8 @@ def _is_open_ended(request: Request, wait: Wait) -> bool:
     """Whether no timer is about to end `wait`. It is looked at again last: the timer may have rung since the picture."""
     if wait.is_help:
         return request.helped in wait.needs
-    return not may_time_out(request.runner) and request.wait is wait
+    may_end = may_time_out(request.runner, lambda context: context.get(CURRENT) is request)
+    return not may_end and request.wait is wait
 
 
 def _draw(holdings: dict[str, Holdings], waits: dict[Request, Wait], shut: set[str]) -> Picture[Request]:
