@@ -6,7 +6,10 @@ An older request that the same thread has sent to the same deployment goes first
 thread waits, as it would have. A call that waits for arguments is helped by helping those, and theirs: by a path,
 never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
 
-Which not. Coroutines belong to their loop; the producer of a stream may have to wait for its reader, who would be the
+A coroutine belongs to its loop, so a waiting thread becomes the loop for a while, if that sleeps
+(``concurrency/lease.py``); where the coroutine awaits calls that nobody has begun, the thread leaves the loop and helps those.
+
+Which not. The producer of a stream may have to wait for its reader, who would be the
 same thread; under a timeout or a deadline nobody could end the wait in time; and ``inline=False`` keeps a deployment
 on threads of its own.
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED, QUEUED, WAITING
+from threadserve.call.request import ANSWERED, QUEUED, RUNNING
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident, is_main_thread
 from threadserve.router.arguments import unanswered
@@ -32,13 +35,13 @@ if TYPE_CHECKING:
     from threadserve.concurrency.outcome import Outcome
     from threadserve.router.seats import Seat
 
-__all__ = ["help_inputs", "run_claimed"]
+__all__ = ["help_along", "run_claimed"]
 
 
-def help_inputs(request: Request, waiting: Request | None) -> None:
-    """Bring `request`, which waits for arguments, as far as the calling thread can.
+def help_along(request: Request, waiting: Request | None) -> None:
+    """Bring `request`, which cannot be run at once, as far as the calling thread can.
 
-    Walks up to an input that can be run, and back down as they are answered.
+    Walks up to something that can be run, and back down as what it was needed for goes on.
     """
     path: list[tuple[Request, Iterator[Request]]] = [(request, unanswered(request))]
     while path:
@@ -46,13 +49,29 @@ def help_inputs(request: Request, waiting: Request | None) -> None:
         state = at.state
         if state is ANSWERED:
             path.pop()
-        elif state is QUEUED:
+            continue
+        if state is QUEUED:
             if not at.router.run_here(at, waiting):
                 return
-        elif state is WAITING and (upstream := next(inputs, None)) is not None:
-            path.append((upstream, unanswered(upstream)))
-        else:  # it runs elsewhere, or is about to be queued by whoever brought its last input
+            continue
+        if state is RUNNING:
+            if not at.router.visit(at):
+                return
+            if at.state is ANSWERED:
+                continue
+            inputs = _needs(at)
+        upstream = next(inputs, None)
+        if upstream is None:  # it is somebody else's turn to bring it on
             return
+        path.append((upstream, unanswered(upstream)))
+
+
+def _needs(request: Request) -> Iterator[Request]:
+    """Iterate over the calls whose answers a suspended body waits for."""
+    wait = request.wait
+    for need in () if wait is None else wait.needs:
+        if need.state is not ANSWERED:
+            yield need
 
 
 def run_claimed(

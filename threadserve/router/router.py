@@ -36,13 +36,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
+from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import Inputs, has_inputs
-from threadserve.router.helping import help_inputs, run_claimed
+from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.seats import Seat, Seats
 
 if TYPE_CHECKING:
@@ -306,8 +306,8 @@ class Router:
         while request.state is QUEUED:
             if not self.run_here(request, waiting):
                 return
-        if request.state is WAITING:
-            help_inputs(request, waiting)
+        if request.state is not ANSWERED:
+            help_along(request, waiting)
 
     def run_here(self, request: Request, waiting: Request | None) -> bool:
         """Run `request`, or an older one of the same caller's, on the calling thread; False where it cannot be.
@@ -333,6 +333,16 @@ class Router:
         del request
         run_claimed(seat, head, waiting, self._ended_elsewhere)
         return True
+
+    def visit(self, request: Request) -> bool:
+        """Run what is ready on the loop that the body of `request` runs on, on the calling thread; False where it cannot be.
+
+        Blocks as long as the code that is ready does.
+        """
+        host = request.host
+        if host is None or request.deadline != inf or not self._limits.inline:
+            return False
+        return host.visit(lambda: request.state is ANSWERED)
 
     def leave(self, request: Request) -> None:
         """Strike `request`, answered before it was started, off the books; the lock is held."""
