@@ -45,9 +45,7 @@ pyright: $(VENV)/.installed-dev
 	$(bin)/pyright --pythonpath $(bin)/python
 
 bench: $(VENV)/.installed-bench
-	@set -e; for file in $(filter-out benchmarks/report.py,$(sort $(wildcard benchmarks/*.py))); do \
-	  echo "== $$file"; $(bin)/python "$$file" $(if $(filter-out 0,$(SMOKE)),--smoke); \
-	done
+	$(bin)/python -m benchmarks all $(if $(filter-out 0,$(SMOKE)),--smoke,--results benchmarks/results)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

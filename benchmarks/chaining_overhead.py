@@ -1,47 +1,105 @@
-"""What does a hop of a chain cost, beside a call of the executor of the standard library?"""
+"""What does a further hop of a chain cost, alone and beside a busy neighbour?"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from report import is_smoke, microseconds, table
-
 import threadserve as serve
+from benchmarks import peers
+from benchmarks.measure import Case, Key, latency
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator
 
-QUESTION = "What do a call and a further hop of a chain cost? (us, median)"
+    from benchmarks.measure import Run
+
+QUESTION = "What does a further hop of a chain cost, alone and beside a busy neighbour?"
+
+DEPTHS = (1, 2, 4, 8, 16, 32, 64)
+HOP = "each further hop"
 
 
-@serve.deployment
 def increment(value: int) -> int:
     return value + 1
 
 
-def chain(handle: serve.DeploymentHandle[Any], hops: int) -> int:
-    response = handle.remote(0)
-    for _ in range(hops - 1):
+async def increment_async(value: int) -> int:
+    return value + 1
+
+
+def subject(depth: int) -> str:
+    return f"chain of {depth}"
+
+
+class Stages:
+    """Knows the handles of all the others."""
+
+    def __init__(self, stages: list[Any]) -> None:
+        self.stages = stages
+
+    def handles(self) -> list[Any]:
+        return self.stages
+
+
+@contextlib.contextmanager
+def deployed(work: Callable[[int], Any], depth: int, options: dict[str, Any]) -> Iterator[list[Any]]:
+    """Run so many deployments and yield their handles."""
+    stages = [serve.deployment(work, name=f"stage {n}", **options).bind() for n in range(depth)]
+    with serve.running(serve.deployment(Stages).bind(stages)) as handle:
+        yield handle.handles.remote().result()
+
+
+def chained(handles: list[Any]) -> object:
+    """Give each stage the response of the one before, and wait for the last."""
+    response: Any = 0
+    for handle in handles:
         response = handle.remote(response)
-    return int(response.result())
+    return response.result()
 
 
-def main() -> None:
-    rounds, calls = (3, 20) if is_smoke(QUESTION) else (9, 300)
-    with serve.running(increment.bind()) as handle, ThreadPoolExecutor(1) as executor:
-        executor_us = microseconds(lambda: executor.submit(lambda: 1).result(), rounds=rounds, calls=calls)
-        chains = {
-            hops: microseconds(partial(chain, handle, hops), rounds=rounds, calls=calls)
-            for hops in (1, 2, 4, 8)
-        }
-    rows: list[Sequence[object]] = [["executor, one call", executor_us, 1.0]]
-    rows += [[f"chain of {hops}", cost, cost / executor_us] for hops, cost in chains.items()]
-    hop = (chains[8] - chains[1]) / 7
-    rows.append(["each further hop", hop, hop / executor_us])
-    table(QUESTION, ["", "us", "x executor"], rows)
+def in_turn(client: peers.Client, depth: int) -> object:
+    """Call one after the other, as one has to where a response is no argument."""
+    value = 0
+    for _ in range(depth):
+        value = client.call(value)
+    return value
 
 
-if __name__ == "__main__":
-    main()
+def measure(run: Run) -> None:
+    with contextlib.ExitStack() as stack:
+        run.rounds(list(idle_cases(run, stack)))
+
+
+def idle_cases(run: Run, stack: contextlib.ExitStack) -> Iterator[Case]:
+    seconds = run.effort.seconds
+    depths = run.effort.pick(smoke=(1, 4, 64), quick=DEPTHS, full=DEPTHS)
+    kinds: list[tuple[str, str, Callable[[int], Any], dict[str, Any]]] = [
+        ("def", "threadserve", increment, {}),
+        ("def", "threadserve, inline=False", increment, peers.NO_INLINE),
+        ("async def", "threadserve", increment_async, {}),
+        ("async def", "threadserve, inline=False", increment_async, peers.NO_INLINE),
+    ]
+    for table, name, work, options in kinds:
+        handles = stack.enter_context(deployed(work, max(depths), options))
+        for depth in depths:
+            yield Case(
+                subject(depth), name, partial(latency, partial(chained, handles[:depth]), seconds), table
+            )
+        per_hop(run, table, name, depths)
+    rivals = [peers.DIRECT, *peers.THREADS]
+    for table, others in (("def", rivals), ("async def", [peers.ASYNCIO])):
+        for name, connect in peers.open_peers(stack, others, increment, 1, run.note).items():
+            client = connect()
+            for depth in depths:
+                yield Case(
+                    subject(depth), name, partial(latency, partial(in_turn, client, depth), seconds), table
+                )
+            per_hop(run, table, name, depths)
+
+
+def per_hop(run: Run, table: str, name: str, depths: tuple[int, ...]) -> None:
+    low, high = min(depths), max(depths)
+    ends = [Key(table, subject(depth), name, "p50") for depth in (low, high)]
+    run.derive(Key(table, HOP, name, "p50"), ends, lambda one, many: (many - one) / (high - low))

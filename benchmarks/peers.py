@@ -1,0 +1,231 @@
+"""Who runs a function for whom: threadserve, and what else one could use, each behind the same two verbs.
+
+A peer is opened with a function and a number of workers. Each caller then connects, and gets a client: `submit(value)`
+makes a call and returns something at once, `result(that)` waits for its value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import threadserve as serve
+from threadserve.app.config import DeploymentConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "ALL",
+    "ASYNCIO",
+    "DIRECT",
+    "EXECUTOR",
+    "HANDED_OFF",
+    "NO_INLINE",
+    "OURS",
+    "PYKKA",
+    "RAY",
+    "RAY_LOCAL",
+    "SIMPLE_QUEUE",
+    "THREADS",
+    "Client",
+    "Peer",
+    "deploy",
+    "open_peers",
+]
+
+Work = Callable[[Any], Any]
+
+NO_INLINE: Any = {"inline": False} if "inline" in DeploymentConfig.__dataclass_fields__ else {}
+"""The option that keeps a deployment's calls off the threads of those who wait for them."""
+
+
+class Client(NamedTuple):
+    """What one caller calls with."""
+
+    submit: Callable[[Any], Any]
+    result: Callable[[Any], Any]
+
+    def call(self, value: Any) -> Any:
+        return self.result(self.submit(value))
+
+
+Connect = Callable[[], Client]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody who runs functions."""
+
+    name: str
+    open: Callable[[Work, int], AbstractContextManager[Connect]]
+    package: str = ""
+    """Has to be installed."""
+    is_slow: bool = False
+    """A call takes milliseconds."""
+
+    @property
+    def missing(self) -> str:
+        """Say why it cannot take part; empty if it can."""
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.name}: no {self.package} installed here, so it is left out"
+        return ""
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version(self.package) if self.package else ""
+
+
+def open_peers(
+    stack: contextlib.ExitStack, peers: list[Peer], work: Work, workers: int, note: Callable[[str], object]
+) -> dict[str, Connect]:
+    """Open those that are installed, for as long as `stack` lives; note those that are not."""
+    opened: dict[str, Connect] = {}
+    for peer in peers:
+        if peer.missing:
+            note(peer.missing)
+        else:
+            opened[peer.name] = stack.enter_context(peer.open(work, workers))
+    return opened
+
+
+@contextlib.contextmanager
+def _direct(work: Work, workers: int) -> Iterator[Connect]:
+    yield lambda: Client(work, lambda value: value)
+
+
+@contextlib.contextmanager
+def _simple_queue(work: Work, workers: int) -> Iterator[Connect]:
+    """Two queues and nothing else. Answers come to their caller in the order in which they are made."""
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def serve_all() -> None:
+        while (call := inbox.get()) is not None:
+            replies, value = call
+            replies.put(work(value))
+
+    def connect() -> Client:
+        replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        return Client(lambda value: inbox.put((replies, value)), lambda _: replies.get())
+
+    threads = [threading.Thread(target=serve_all, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield connect
+    finally:
+        for _ in threads:
+            inbox.put(None)
+        for thread in threads:
+            thread.join()
+
+
+@contextlib.contextmanager
+def _executor(work: Work, workers: int) -> Iterator[Connect]:
+    with concurrent.futures.ThreadPoolExecutor(workers) as executor:
+        yield lambda: Client(lambda value: executor.submit(work, value), lambda future: future.result())
+
+
+@contextlib.contextmanager
+def _asyncio(work: Work, workers: int) -> Iterator[Connect]:
+    """An event loop on a thread of its own, entered with run_coroutine_threadsafe."""
+
+    async def coroutine(value: Any) -> Any:
+        return work(value)
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def submit(value: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine(value), loop)
+
+    try:
+        yield lambda: Client(submit, lambda future: future.result())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextlib.contextmanager
+def _pykka(work: Work, workers: int) -> Iterator[Connect]:
+    import pykka
+
+    class Worker(pykka.ThreadingActor):
+        use_daemon_thread = True
+
+        def run(self, value: Any) -> Any:
+            return work(value)
+
+    actors = [Worker.start() for _ in range(workers)]
+    proxies: Any = [actor.proxy() for actor in actors]
+    turns = itertools.cycle(proxies) if workers > 1 else itertools.repeat(proxies[0])
+    try:
+        yield lambda: Client(lambda value: next(turns).run(value), lambda future: future.get())
+    finally:
+        for actor in actors:
+            actor.stop()
+
+
+def deploy(work: Work, workers: int = 1, **options: Any) -> AbstractContextManager[Connect]:
+    """Deploy the function with these options."""
+    return _deploy(work, workers, options)
+
+
+@contextlib.contextmanager
+def _deploy(work: Work, workers: int, options: dict[str, Any]) -> Iterator[Connect]:
+    deployment: Any = serve.deployment(work, name="work", num_replicas=workers, **options)
+    with serve.running(deployment.bind()) as handle:
+        yield lambda: Client(handle.remote, lambda response: response.result())
+
+
+@contextlib.contextmanager
+def _ray(work: Work, workers: int, *, is_local: bool) -> Iterator[Connect]:
+    from ray import serve as ray_serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    name = f"benchmark-{next(_numbers)}"
+
+    def run(value: Any) -> Any:
+        return work(value)
+
+    app = ray_serve.deployment(run).options(num_replicas=workers).bind()
+    handle = ray_serve.run(app, name=name, route_prefix=None, _local_testing_mode=is_local)
+    try:
+        yield lambda: Client(handle.remote, lambda response: response.result())
+    finally:
+        if not is_local:
+            ray_serve.delete(name)
+
+
+_numbers = itertools.count(1)
+
+OURS = Peer("threadserve", deploy)
+HANDED_OFF = Peer("threadserve, inline=False", lambda work, workers: deploy(work, workers, **NO_INLINE))
+DIRECT = Peer("direct call", _direct)
+SIMPLE_QUEUE = Peer("SimpleQueue", _simple_queue)
+EXECUTOR = Peer("executor", _executor)
+ASYNCIO = Peer("asyncio thread", _asyncio)
+PYKKA = Peer("Pykka", _pykka, package="pykka")
+RAY_LOCAL = Peer(
+    "Ray local", lambda work, workers: _ray(work, workers, is_local=True), package="ray", is_slow=True
+)
+RAY = Peer(
+    "Ray Serve", lambda work, workers: _ray(work, workers, is_local=False), package="ray", is_slow=True
+)
+
+THREADS = [SIMPLE_QUEUE, EXECUTOR, PYKKA]
+"""Rivals that hand a call to a thread: the floor first."""
+ALL = [OURS, HANDED_OFF, DIRECT, *THREADS, ASYNCIO, RAY_LOCAL, RAY]
