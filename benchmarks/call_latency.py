@@ -21,6 +21,7 @@ QUESTION = "What does one call and its result cost the caller?"
 ONE_CALL = "one call"
 ONE_CORE = "one call, all on one core"
 INGRESS = "async ingress over two stages"
+ROUND_TRIP = "round trip to a loop"
 
 
 def same(value: int) -> int:
@@ -33,13 +34,9 @@ def measure(run: Run) -> None:
             name: partial(connect().call, 1)
             for name, connect in peers.open_peers(stack, peers.ALL, same, 1, run.note).items()
         }
-        ingresses = {
-            "threadserve": stack.enter_context(ingress({})),
-            "threadserve, inline=False": stack.enter_context(ingress(peers.NO_INLINE)),
-            peers.EXECUTOR.name: stack.enter_context(executor_ingress()),
-            peers.ASYNCIO.name: stack.enter_context(asyncio_ingress()),
-            "round trip to a loop": calls[peers.ASYNCIO.name],
-        }
+        ingresses = open_ingresses(stack) | {ROUND_TRIP: calls[peers.ASYNCIO.name]}
+        if run.app:
+            calls[run.app.name] = partial(stack.enter_context(run.app.open(same, 1))().call, 1)
         seconds = run.effort.seconds
         cases = [Case(ONE_CALL, name, partial(latency, call, seconds)) for name, call in calls.items()]
         cases += [Case(INGRESS, name, partial(latency, call, seconds)) for name, call in ingresses.items()]
@@ -71,6 +68,16 @@ class Ingress:
         once = await self.first.remote(value)
         twice: int = await self.second.remote(once)
         return twice
+
+
+def open_ingresses(stack: contextlib.ExitStack) -> dict[str, Callable[[], object]]:
+    """Open every contender that has an ingress."""
+    return {
+        peers.OURS.name: stack.enter_context(ingress({})),
+        peers.HANDED_OFF.name: stack.enter_context(ingress(peers.NO_INLINE)),
+        peers.EXECUTOR.name: stack.enter_context(executor_ingress()),
+        peers.ASYNCIO.name: stack.enter_context(asyncio_ingress()),
+    }
 
 
 @contextlib.contextmanager

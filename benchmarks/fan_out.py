@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 QUESTION = "What does it cost to call 4, 16 and 64 at once and wait for all?"
 
 WIDTHS = (4, 16, 64)
+SLOTS = 5
 
 
 def same(value: int) -> int:
@@ -33,8 +34,16 @@ def fan_out(client: peers.Client, width: int) -> None:
 
 def measure(run: Run) -> None:
     with contextlib.ExitStack() as stack:
-        opened = peers.open_peers(stack, peers.ALL, same, 4, run.note)
-        run.note("each has 4 workers, as many replicas, or 4 actors by turns")
+        opened = {
+            peer.name: connect
+            for peer in peers.ALL
+            for connect in peers.open_peers(
+                stack, [peer], same, 1 if peer.is_serve else SLOTS, run.note
+            ).values()
+        }
+        run.note(
+            f"one replica, which has {SLOTS} slots by default; the others have {SLOTS} workers, Pykka actors by turns"
+        )
         run.rounds(
             [
                 Case(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["arrivals", "closed_loop", "open_loop", "together"]
 
@@ -79,9 +79,9 @@ def arrivals(rate: float, seconds: float, chance: random.Random) -> list[float]:
 
 
 def open_loop(
-    moments: list[float],
-    submit: Callable[[int], Any],
-    when_done: Callable[[Any, Callable[[], None]], None],
+    moments: Sequence[float],
+    submit: Callable[[int], object],
+    wait: Callable[[], Sequence[float]],
     *,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
@@ -93,25 +93,17 @@ def open_loop(
 
     Args:
         moments: Seconds from the start, ascending.
-        submit: Makes the call of a number and returns its answer to come.
-        when_done: Has a function called when an answer has come, on whatever thread.
+        submit: Makes the call of a number.
+        wait: Waits for the end of them all, and returns by number when each ended, on the same clock.
+        clock: Tells the time in seconds.
+        sleep: Waits for so many seconds.
     """
-    done = threading.Semaphore(0)
-    ends = [0.0] * len(moments)
-
-    def note(number: int) -> Callable[[], None]:
-        def end() -> None:
-            ends[number] = clock()
-            done.release()
-
-        return end
-
     start = clock()
+    answers: list[object] = []  # kept: some calls end when nobody holds their answer any more
     for number, moment in enumerate(moments):
         while (left := start + moment - clock()) > 0:
             sleep(left)
-        when_done(submit(number), note(number))
-    for _ in moments:
-        done.acquire()
+        answers.append(submit(number))
+    ends = wait()
     latencies = [(end - start - moment) * 1e6 for end, moment in zip(ends, moments, strict=True)]
     return len(moments) / (max(ends) - start), latencies

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from benchmarks.peers import Peer
 
 T = TypeVar("T")
 
@@ -55,7 +56,11 @@ FIGURES = {
     "speed-up": Figure("x", False),
     "least share": Figure("%", False),
     "memory each": Figure("KB", True),
+    "submit each, growth": Figure("x", True),
+    "drain each, growth": Figure("x", True),
+    "memory each, growth": Figure("x", True),
     "time": Figure("ms", True),
+    "above nothing": Figure("ms", True),
 }
 """The figures there are. Times are microseconds unless they are those of whole programs."""
 
@@ -114,7 +119,9 @@ class Run:
 
     effort: Effort
     seed: int = 1
-    options: argparse.Namespace | None = None
+    only: tuple[str, ...] = ()
+    app: Peer | None = None
+    """An app of the user's, to be measured beside what is always measured."""
     samples: dict[Key, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tell: Callable[[str], object] = lambda _: None
@@ -123,6 +130,10 @@ class Run:
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self._derived: list[tuple[Key, list[Key], Callable[..., float]]] = []
+
+    def wants(self, part: str) -> bool:
+        """Tell whether this part was asked for; all are, unless some were named."""
+        return not self.only or part in self.only
 
     def rounds(self, cases: Sequence[Case], rounds: int | None = None) -> None:
         """Warm every case up, then sample each of them once a round, in a new order each time."""

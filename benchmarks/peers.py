@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import threadserve as serve
 from threadserve.app.config import DeploymentConfig
+from threadserve.app.importer import load_application
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,15 +35,19 @@ __all__ = [
     "HANDED_OFF",
     "NO_INLINE",
     "OURS",
+    "OURS_ONE_AT_A_TIME",
     "PYKKA",
     "RAY",
     "RAY_LOCAL",
     "SIMPLE_QUEUE",
     "THREADS",
     "Client",
+    "Connect",
     "Peer",
+    "Work",
     "deploy",
     "open_peers",
+    "own_app",
 ]
 
 Work = Callable[[Any], Any]
@@ -74,6 +79,8 @@ class Peer:
     """Has to be installed."""
     is_slow: bool = False
     """A call takes milliseconds."""
+    is_serve: bool = False
+    """Its workers are replicas, each with slots of its own."""
 
     @property
     def missing(self) -> str:
@@ -101,7 +108,7 @@ def open_peers(
 
 
 @contextlib.contextmanager
-def _direct(work: Work, workers: int) -> Iterator[Connect]:
+def _direct(work: Work, _workers: int) -> Iterator[Connect]:
     yield lambda: Client(work, lambda value: value)
 
 
@@ -138,7 +145,7 @@ def _executor(work: Work, workers: int) -> Iterator[Connect]:
 
 
 @contextlib.contextmanager
-def _asyncio(work: Work, workers: int) -> Iterator[Connect]:
+def _asyncio(work: Work, _workers: int) -> Iterator[Connect]:
     """An event loop on a thread of its own, entered with run_coroutine_threadsafe."""
 
     async def coroutine(value: Any) -> Any:
@@ -191,6 +198,27 @@ def _deploy(work: Work, workers: int, options: dict[str, Any]) -> Iterator[Conne
         yield lambda: Client(handle.remote, lambda response: response.result())
 
 
+def own_app(import_string: str, method: str, arguments: list[Any]) -> Peer:
+    """Make a peer of an app of the user's. The method of its ingress gets these arguments, or in a chain the response before.
+
+    Raises:
+        ImportStringError: There is no such app.
+    """
+    app = load_application(import_string)
+
+    @contextlib.contextmanager
+    def opened(_work: Work, _workers: int) -> Iterator[Connect]:
+        with serve.running(app) as handle:
+            call = handle.options(method_name=method).remote
+
+            def submit(value: Any) -> Any:
+                return call(value) if isinstance(value, serve.DeploymentResponse) else call(*arguments)
+
+            yield lambda: Client(submit, lambda response: response.result())
+
+    return Peer(f"{OURS.name}, {import_string}", opened)
+
+
 @contextlib.contextmanager
 def _ray(work: Work, workers: int, *, is_local: bool) -> Iterator[Connect]:
     from ray import serve as ray_serve
@@ -212,18 +240,31 @@ def _ray(work: Work, workers: int, *, is_local: bool) -> Iterator[Connect]:
 
 _numbers = itertools.count(1)
 
-OURS = Peer("threadserve", deploy)
-HANDED_OFF = Peer("threadserve, inline=False", lambda work, workers: deploy(work, workers, **NO_INLINE))
+OURS = Peer("threadserve", deploy, is_serve=True)
+HANDED_OFF = Peer(
+    "threadserve, inline=False", lambda work, workers: deploy(work, workers, **NO_INLINE), is_serve=True
+)
+OURS_ONE_AT_A_TIME = Peer(
+    "threadserve", lambda work, workers: deploy(work, workers, max_ongoing_requests=1), is_serve=True
+)
 DIRECT = Peer("direct call", _direct)
 SIMPLE_QUEUE = Peer("SimpleQueue", _simple_queue)
 EXECUTOR = Peer("executor", _executor)
 ASYNCIO = Peer("asyncio thread", _asyncio)
 PYKKA = Peer("Pykka", _pykka, package="pykka")
 RAY_LOCAL = Peer(
-    "Ray local", lambda work, workers: _ray(work, workers, is_local=True), package="ray", is_slow=True
+    "Ray local",
+    lambda work, workers: _ray(work, workers, is_local=True),
+    package="ray",
+    is_slow=True,
+    is_serve=True,
 )
 RAY = Peer(
-    "Ray Serve", lambda work, workers: _ray(work, workers, is_local=False), package="ray", is_slow=True
+    "Ray Serve",
+    lambda work, workers: _ray(work, workers, is_local=False),
+    package="ray",
+    is_slow=True,
+    is_serve=True,
 )
 
 THREADS = [SIMPLE_QUEUE, EXECUTOR, PYKKA]

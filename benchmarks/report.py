@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Run
 
-__all__ = ["Cell", "Report", "environment", "load", "make_report", "table"]
+__all__ = ["Cell", "Report", "aligned", "environment", "load", "make_report", "number", "table"]
 
 OURS = "threadserve"
 """How the contenders that are not rivals begin."""
@@ -55,6 +55,10 @@ class Report:
     cells: dict[Key, Cell]
     notes: list[str] = field(default_factory=list)
     is_interrupted: bool = False
+
+    def median(self, table: str, subject: str, contender: str, figure: str) -> float:
+        """Return one median. Raises KeyError if it was not measured."""
+        return self.cells[Key(table, subject, contender, figure)].median
 
     def ratios(self, cell: Cell) -> dict[str, float]:
         """Return how many times each rival's median this one is, of the rivals with the same figure at the same subject."""
@@ -97,9 +101,9 @@ class Report:
 
     def text(self) -> str:
         """Return what a terminal shows."""
-        parts = [f"{self.question}\n{self._where()}"]
+        parts = [f"{self.question}\n{self.where}"]
         for name, head, rows in self.tables():
-            parts.append("\n".join([*([f"-- {name}"] if name else []), *_aligned(head, rows)]))
+            parts.append("\n".join([*([f"-- {name}"] if name else []), *aligned(head, rows, words=2)]))
         parts += self._remarks()
         return "\n\n".join(parts)
 
@@ -107,7 +111,7 @@ class Report:
         """Return the same as a page, with the command that made it."""
         parts = [
             f"# {self.benchmark}\n\n{self.question}",
-            f"`{self.environment['command']}`\n\n{self._where()}",
+            f"`{self.environment['command']}`\n\n{self.where}",
         ]
         for name, head, rows in self.tables():
             lines = [_markdown_row(head), _markdown_row(["---", "---", *["--:"] * (len(head) - 2)])]
@@ -134,7 +138,9 @@ class Report:
         document = {**asdict(self), "cells": cells}
         return json.dumps(document, indent=1) + "\n"
 
-    def _where(self) -> str:
+    @property
+    def where(self) -> str:
+        """Say on what, and how long, this was measured."""
         where = self.environment
         return (
             f"{where['python']}; {where['machine']}; commit {where['commit']}; {where['date']}; "
@@ -171,7 +177,7 @@ def table(question: str, head: Sequence[str], rows: Sequence[Sequence[object]]) 
     """Print the question, the machine, and one table of a program that draws up its own."""
     where = environment()
     print(f"\n{question}\n{where['python']}; {where['machine']}; commit {where['commit']}\n")
-    print("\n".join(_aligned(head, [[_text(cell) for cell in row] for row in rows])))
+    print("\n".join(aligned(head, [[_text(cell) for cell in row] for row in rows])))
 
 
 def number(value: float) -> str:
@@ -183,10 +189,9 @@ def _text(cell: object) -> str:
     return number(cell) if isinstance(cell, float) else str(cell)
 
 
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay a table out: words to the left, figures to the right."""
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """Lay a table out in lines: the first columns, which are words, to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    words = 1 if head[1:2] != [""] else 2
     lines = [list(head), ["-" * width for width in widths], *map(list, rows)]
     return [
         "  ".join(

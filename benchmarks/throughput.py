@@ -54,7 +54,9 @@ def measure(run: Run) -> None:
         run.note(f"{run.effort.name}: {count:,} calls instead of {MANY:,}")
     with contextlib.ExitStack() as stack:
         opened = peers.open_peers(stack, peers.ALL, same, 1, run.note)
-        slow = {peer.name for peer in peers.ALL if peer.is_slow}
+        if run.app:
+            opened[run.app.name] = stack.enter_context(run.app.open(same, 1))
+        slow = {peer.name for peer in peers.ALL if peer.is_slow} | ({run.app.name} if run.app else set())
         cases = [
             Case(gathered(callers), name, partial(gather, connect, callers, 100 if name in slow else count))
             for callers in (1, 8)
@@ -66,5 +68,5 @@ def measure(run: Run) -> None:
             for name, connect in opened.items()
         ]
         if slow & opened.keys():
-            run.note("of who needs milliseconds a call, 100 calls are gathered")
+            run.note(f"of {', '.join(sorted(slow & opened.keys()))} 100 calls are gathered")
         run.rounds(cases)
