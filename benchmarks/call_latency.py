@@ -12,7 +12,7 @@ from benchmarks import peers
 from benchmarks.measure import Case, can_pin, latency, pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from benchmarks.measure import Run
 
@@ -81,7 +81,7 @@ def open_ingresses(stack: contextlib.ExitStack) -> dict[str, Callable[[], object
 
 
 @contextlib.contextmanager
-def ingress(options: dict[str, Any]) -> Iterator[Callable[[], object]]:
+def ingress(options: dict[str, Any]) -> Generator[Callable[[], object]]:
     stages = [serve.deployment(same, name=name, **options).bind() for name in ("first", "second")]
     deployment: Any = serve.deployment(Ingress, **options)
     with serve.running(deployment.bind(*stages)) as handle:
@@ -89,7 +89,7 @@ def ingress(options: dict[str, Any]) -> Iterator[Callable[[], object]]:
 
 
 @contextlib.contextmanager
-def executor_ingress() -> Iterator[Callable[[], object]]:
+def executor_ingress() -> Generator[Callable[[], object]]:
     """The ingress is a function on one executor, the stages on another."""
     with contextlib.ExitStack() as stack:
         stages = stack.enter_context(peers.EXECUTOR.open(same, 1))()
@@ -98,7 +98,7 @@ def executor_ingress() -> Iterator[Callable[[], object]]:
 
 
 @contextlib.contextmanager
-def asyncio_ingress() -> Iterator[Callable[[], object]]:
+def asyncio_ingress() -> Generator[Callable[[], object]]:
     """The ingress runs on a loop and awaits stages that run on an executor's thread."""
     from concurrent.futures import ThreadPoolExecutor
     from threading import Thread

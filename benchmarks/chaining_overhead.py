@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from benchmarks import mixes, peers
 from benchmarks.measure import Case, Key, latency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from benchmarks.measure import Run
 
@@ -51,7 +52,7 @@ class Stages:
 
 
 @contextlib.contextmanager
-def deployed(work: Callable[[int], Any], depth: int, options: dict[str, Any]) -> Iterator[list[Any]]:
+def deployed(work: Callable[[int], Any], depth: int, options: dict[str, Any]) -> Generator[list[Any]]:
     """Run so many deployments and yield what calls each."""
     stages = [serve.deployment(work, name=f"stage {n}", **options).bind() for n in range(depth)]
     with serve.running(serve.deployment(Stages).bind(stages)) as handle:
@@ -59,10 +60,9 @@ def deployed(work: Callable[[int], Any], depth: int, options: dict[str, Any]) ->
 
 
 @contextlib.contextmanager
-def deployed_by_ray(*, is_local: bool) -> Iterator[list[Any]]:
+def deployed_by_ray(*, is_local: bool) -> Generator[list[Any]]:
     """Run a chain of four in Ray Serve, or in its local testing mode."""
-    from ray import serve as ray_serve
-
+    ray_serve: Any = importlib.import_module("ray.serve")
     one = ray_serve.deployment(increment)
     stages: list[Any] = [one.options(name=f"stage {n}").bind() for n in range(RAY_DEPTH)]
     app: Any = ray_serve.deployment(Stages).bind(stages)
@@ -89,6 +89,7 @@ def in_turn(client: peers.Client, depth: int) -> object:
 
 
 def measure(run: Run) -> None:
+    mixes.calibrate()
     if run.wants("idle"):
         with contextlib.ExitStack() as stack:
             run.rounds([*chains(run, stack), *rivals(run, stack)])

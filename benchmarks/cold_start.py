@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -11,7 +12,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
 from benchmarks.measure import Case, Key
@@ -128,8 +129,7 @@ print(json.dumps([spent, time.time()]), flush=True)
 
 def whole(script: Path, values: int) -> dict[str, float]:
     """Have pyperf run a program a few times, and return the median from its start to its end."""
-    import pyperf
-
+    pyperf: Any = importlib.import_module("pyperf")
     found = script.with_suffix(".values")
     found.unlink(missing_ok=True)
     measured = ["--processes", "1", "--values", str(values), "--warmups", "0", "--loops", "1"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from benchmarks.peers import Peer
 
@@ -207,7 +207,7 @@ can_pin = hasattr(os, "sched_setaffinity") and Path("/proc/self/task").is_dir()
 
 
 @contextlib.contextmanager
-def pinned() -> Iterator[None]:
+def pinned() -> Generator[None]:
     """Keep the whole process on one core: the threads there are, and those they start."""
     before = os.sched_getaffinity(0)
     _place({max(before)})

@@ -20,9 +20,9 @@ import threadserve as serve
 from benchmarks import peers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-__all__ = ["MIXES", "Job", "Ledger", "Mix", "busy", "compute", "open_mix"]
+__all__ = ["MIXES", "Job", "Ledger", "Mix", "busy", "calibrate", "compute", "open_mix"]
 
 PIECE = 100
 BLOCK = bytes(1 << 16)
@@ -51,6 +51,12 @@ def _each(work: Callable[[int], None]) -> float:
         return (time.thread_time() - start) / count
 
     return min(once() for _ in range(7))
+
+
+def calibrate() -> None:
+    """Find out now, while nothing else runs, how much work takes how long."""
+    _each(_spin)
+    _each(_digest)
 
 
 def compute(seconds: float) -> None:
@@ -208,7 +214,7 @@ class Stage:
 @contextlib.contextmanager
 def open_mix(
     peer: peers.Peer, mix: Mix, workers: int, ledger: Ledger
-) -> Iterator[Callable[[], peers.Client]]:
+) -> Generator[Callable[[], peers.Client]]:
     """Have so many workers of a peer ready to do the jobs of a mix.
 
     A chain is done by four deployments with so many replicas each, or else by four times as many workers that do all
@@ -216,7 +222,9 @@ def open_mix(
     """
     if peer in (peers.OURS, peers.HANDED_OFF):
         options = peers.NO_INLINE if peer is peers.HANDED_OFF else {}
-        opened = (_chain if mix.name == "graph" else _workers)(workers, ledger, options)
+        opened: contextlib.AbstractContextManager[peers.Connect] = (
+            _chain if mix.name == "graph" else _workers
+        )(workers, ledger, options)
     else:
 
         def work(job: Job) -> None:
@@ -229,11 +237,11 @@ def open_mix(
 
 
 @contextlib.contextmanager
-def _workers(workers: int, ledger: Ledger, options: dict[str, Any]) -> Iterator[peers.Connect]:
+def _workers(workers: int, ledger: Ledger, options: dict[str, Any]) -> Generator[peers.Connect]:
     deployment: Any = serve.deployment(Worker, num_replicas=workers, max_ongoing_requests=1, **options)
     with serve.running(deployment.bind(ledger)) as handle:
-        submit_one = handle.remote
-        ways = {
+        submit_one: Any = handle.remote
+        ways: dict[str, Any] = {
             "unary": handle.unary.remote,
             "unary_async": handle.unary_async.remote,
             "stream": handle.options(stream=True).stream.remote,
@@ -250,7 +258,7 @@ def _workers(workers: int, ledger: Ledger, options: dict[str, Any]) -> Iterator[
 
 
 @contextlib.contextmanager
-def _chain(workers: int, ledger: Ledger, options: dict[str, Any]) -> Iterator[peers.Connect]:
+def _chain(workers: int, ledger: Ledger, options: dict[str, Any]) -> Generator[peers.Connect]:
     def declare(number: int) -> Any:
         return serve.deployment(
             Stage, name=f"stage {number}", num_replicas=workers, max_ongoing_requests=1, **options
@@ -272,7 +280,7 @@ def _chain(workers: int, ledger: Ledger, options: dict[str, Any]) -> Iterator[pe
 
 
 @contextlib.contextmanager
-def busy(client: peers.Client, mix: Mix, calls: int = 2) -> Iterator[None]:
+def busy(client: peers.Client, mix: Mix, calls: int = 2) -> Generator[None]:
     """Keep so many calls of a mix under way for as long as the block runs."""
     stop = threading.Event()
     started = threading.Semaphore(0)

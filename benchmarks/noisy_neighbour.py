@@ -11,6 +11,8 @@ from benchmarks.chaining_overhead import latency_beside
 from benchmarks.measure import Case, latency
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.measure import Run
 
 QUESTION = "What does a trivial call cost beside a deployment that holds the GIL?"
@@ -23,11 +25,12 @@ NEIGHBOUR = mixes.Mix("hog", "20 ms of pure-Python CPU, again and again", lambda
 
 
 def measure(run: Run) -> None:
+    mixes.calibrate()
     quiet_s = run.effort.seconds
     busy_s = run.effort.pick(smoke=0.005, quick=0.15, full=0.5)
     contenders = [peers.OURS, peers.HANDED_OFF, peers.DIRECT, *peers.THREADS, peers.ASYNCIO]
     with contextlib.ExitStack() as stack:
-        calls = {
+        calls: dict[tuple[str, str], Callable[[], object]] = {
             (CALL, name): partial(connect().call, 1)
             for name, connect in peers.open_peers(stack, contenders, call_latency.same, 1, run.note).items()
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -25,7 +26,7 @@ from threadserve.app.config import DeploymentConfig
 from threadserve.app.importer import load_application
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 __all__ = [
     "ALL",
@@ -108,12 +109,12 @@ def open_peers(
 
 
 @contextlib.contextmanager
-def _direct(work: Work, _workers: int) -> Iterator[Connect]:
+def _direct(work: Work, _workers: int) -> Generator[Connect]:
     yield lambda: Client(work, lambda value: value)
 
 
 @contextlib.contextmanager
-def _simple_queue(work: Work, workers: int) -> Iterator[Connect]:
+def _simple_queue(work: Work, workers: int) -> Generator[Connect]:
     """Two queues and nothing else. Answers come to their caller in the order in which they are made."""
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -139,13 +140,13 @@ def _simple_queue(work: Work, workers: int) -> Iterator[Connect]:
 
 
 @contextlib.contextmanager
-def _executor(work: Work, workers: int) -> Iterator[Connect]:
+def _executor(work: Work, workers: int) -> Generator[Connect]:
     with concurrent.futures.ThreadPoolExecutor(workers) as executor:
         yield lambda: Client(lambda value: executor.submit(work, value), lambda future: future.result())
 
 
 @contextlib.contextmanager
-def _asyncio(work: Work, _workers: int) -> Iterator[Connect]:
+def _asyncio(work: Work, _workers: int) -> Generator[Connect]:
     """An event loop on a thread of its own, entered with run_coroutine_threadsafe."""
 
     async def coroutine(value: Any) -> Any:
@@ -167,10 +168,10 @@ def _asyncio(work: Work, _workers: int) -> Iterator[Connect]:
 
 
 @contextlib.contextmanager
-def _pykka(work: Work, workers: int) -> Iterator[Connect]:
-    import pykka
+def _pykka(work: Work, workers: int) -> Generator[Connect]:
+    pykka: Any = importlib.import_module("pykka")
 
-    class Worker(pykka.ThreadingActor):
+    class Worker(pykka.ThreadingActor):  # type: ignore[misc] # an extra, so the checkers know nothing of it
         use_daemon_thread = True
 
         def run(self, value: Any) -> Any:
@@ -192,7 +193,7 @@ def deploy(work: Work, workers: int = 1, **options: Any) -> AbstractContextManag
 
 
 @contextlib.contextmanager
-def _deploy(work: Work, workers: int, options: dict[str, Any]) -> Iterator[Connect]:
+def _deploy(work: Work, workers: int, options: dict[str, Any]) -> Generator[Connect]:
     deployment: Any = serve.deployment(work, name="work", num_replicas=workers, **options)
     with serve.running(deployment.bind()) as handle:
         yield lambda: Client(handle.remote, lambda response: response.result())
@@ -207,7 +208,7 @@ def own_app(import_string: str, method: str, arguments: list[Any]) -> Peer:
     app = load_application(import_string)
 
     @contextlib.contextmanager
-    def opened(_work: Work, _workers: int) -> Iterator[Connect]:
+    def opened(_work: Work, _workers: int) -> Generator[Connect]:
         with serve.running(app) as handle:
             call = handle.options(method_name=method).remote
 
@@ -220,9 +221,8 @@ def own_app(import_string: str, method: str, arguments: list[Any]) -> Peer:
 
 
 @contextlib.contextmanager
-def _ray(work: Work, workers: int, *, is_local: bool) -> Iterator[Connect]:
-    from ray import serve as ray_serve
-
+def _ray(work: Work, workers: int, *, is_local: bool) -> Generator[Connect]:
+    ray_serve: Any = importlib.import_module("ray.serve")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     name = f"benchmark-{next(_numbers)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,10 @@ def draw(report: Report, path: Path) -> bool:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    import matplotlib as mpl
-
+    mpl: Any = importlib.import_module("matplotlib")
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = report.benchmark  # else every run names its parts anew
-    from matplotlib import pyplot as plt
-
+    plt: Any = importlib.import_module("matplotlib.pyplot")
     tables = lines(report)
     if not tables:
         return False
@@ -73,11 +72,13 @@ def draw(report: Report, path: Path) -> bool:
 
 
 def _draw_table(place: Any, table: str, contenders: dict[str, list[tuple[int, float, float, float]]]) -> None:
+    ticks: set[int] = set()
     for name, points in contenders.items():
         at, medians, lows, highs = zip(*points, strict=True)
         (line,) = place.plot(at, medians, marker="o", markersize=3, label=name)
         place.fill_between(at, lows, highs, alpha=0.2, color=line.get_color())
-    place.set(xscale="log", yscale="log", title=table, xticks=at, xticklabels=at)
+        ticks |= set(at)
+    place.set(xscale="log", yscale="log", title=table, xticks=sorted(ticks), xticklabels=sorted(ticks))
     place.minorticks_off()
     place.grid(visible=True, alpha=0.3)
     place.legend(fontsize="small")

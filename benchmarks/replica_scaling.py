@@ -89,6 +89,7 @@ class Bench:
 
 
 def measure(run: Run) -> None:
+    mixes.calibrate()
     for mix in mixes.MIXES.values():
         if run.wants(mix.name):
             measure_mix(run, mix)

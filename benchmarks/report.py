@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,8 +135,7 @@ class Report:
             }
             for cell in self.cells.values()
         ]
-        document = {**asdict(self), "cells": cells}
-        return json.dumps(document, indent=1) + "\n"
+        return json.dumps({**vars(self), "cells": cells}, indent=1) + "\n"
 
     @property
     def where(self) -> str:
@@ -165,12 +164,13 @@ def make_report(benchmark: str, question: str, run: Run, *, is_interrupted: bool
 
 def load(path: Path) -> Report:
     """Read what `Report.json` wrote."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     cells: dict[Key, Cell] = {}
     for entry in document["cells"]:
         key = Key(**{name: entry[name] for name in Key._fields})
         cells[key] = Cell(key, tuple(entry["samples"]))
-    return Report(**{**document, "cells": cells})
+    document["cells"] = cells
+    return Report(**document)
 
 
 def table(question: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

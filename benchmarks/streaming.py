@@ -15,7 +15,7 @@ from benchmarks import peers
 from benchmarks.measure import Case
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 
     from benchmarks.measure import Run
 
@@ -63,13 +63,13 @@ def consume(open_stream: Callable[[int], Iterable[int]], count: int) -> dict[str
 
 
 @contextlib.contextmanager
-def deployed(app: Any) -> Iterator[Callable[[int], Iterable[int]]]:
+def deployed(app: Any) -> Generator[Callable[[int], Iterable[int]]]:
     with serve.running(app) as handle:
         yield handle.options(stream=True).items.remote
 
 
 @contextlib.contextmanager
-def by_executor(bound: int, *, has_hop: bool) -> Iterator[Callable[[int], Iterable[int]]]:
+def by_executor(bound: int, *, has_hop: bool) -> Generator[Callable[[int], Iterable[int]]]:
     """Producers on an executor's threads, each with a bounded queue between it and its reader."""
     with ThreadPoolExecutor(2) as executor:
 
@@ -89,7 +89,7 @@ def through_queue(executor: ThreadPoolExecutor, items: Iterable[int], bound: int
         channel.put(None)
 
     executor.submit(fill)
-    return iter(channel.get, None)  # type: ignore[arg-type] # it ends before it yields None
+    return iter(channel.get, None)
 
 
 def direct_async(count: int) -> list[int]:

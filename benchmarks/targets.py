@@ -79,7 +79,7 @@ def _stream(row: str, subject: str, at_least: float, aim: float) -> Target:
     return Target(row, "streaming", reached, at_least, aim, "items/s", is_less_better=False)
 
 
-def _speed_up(row: str, mix: str, replicas: int, callers: int, at_least: float, aim: float) -> Target:
+def _speed_up(row: str, mix: str, *, replicas: int, callers: int, at_least: float, aim: float) -> Target:
     table = replica_scaling.table(mixes.MIXES[mix])
     reached = cell(replica_scaling.closed(replicas, callers), OURS.name, "speed-up", table)
     return Target(row, "replica_scaling", reached, at_least, aim, "x one replica", is_less_better=False)
@@ -157,7 +157,7 @@ TARGETS = [
     ),
     _stream("stream, bound 64, sync consumer", streaming.SYNC, 500_000, 2_000_000),
     _stream("stream, bound 64, one async hop", streaming.HOP, 400_000, 1_000_000),
-    _speed_up("8 replicas of 5 ms sleep", "sleep", 8, 64, 7.6, 7.9),
+    _speed_up("8 replicas of 5 ms sleep", "sleep", replicas=8, callers=64, at_least=7.6, aim=7.9),
     Target(
         "`tail`, open loop at 80%, 4 replicas, p99",
         "replica_scaling",
@@ -174,7 +174,7 @@ TARGETS = [
         0.1,
         _X,
     ),
-    _speed_up("2 replicas of GIL-releasing work", "outside", 2, 8, 1.7, 1.9),
+    _speed_up("2 replicas of GIL-releasing work", "outside", replicas=2, callers=8, at_least=1.7, aim=1.9),
     Target(
         "100,000 outstanding: memory each",
         "outstanding",
