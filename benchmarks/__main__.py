@@ -42,6 +42,8 @@ SOAK = "soak"
 TAKE_AN_APP = ("call_latency", "throughput", "chaining_overhead")
 HAVE_PARTS = ("chaining_overhead", "replica_scaling")
 INTERRUPTED = 130
+WITHOUT_CLUSTER = ("--without", "Ray Serve")
+"""Nothing is promised against it, and its processes take time from all others."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_one(options: argparse.Namespace) -> int:
     """Measure one question, and report what was measured even if it was interrupted."""
     module: Any = importlib.import_module(f"benchmarks.{options.command}")
-    run = Run(EFFORTS[options.effort], options.seed, tuple(getattr(options, "only", None) or ()), tell=tell)
-    if getattr(options, "app", None):
+    run = Run(EFFORTS[options.effort], options.seed, tuple(options.only), tuple(options.without), tell=tell)
+    if options.app:
         run.app = load_app(options)
     is_interrupted = False
     try:
@@ -131,7 +133,10 @@ def run_targets(options: argparse.Namespace) -> int:
             effort = [] if options.effort == "full" else [f"--{options.effort}"]
             for name, parts in targets.NEEDED.items():
                 only = [word for part in parts for word in ("--only", part)]
-                if run_child([name, *effort, *only, "--results", str(folder)]) == INTERRUPTED:
+                if (
+                    run_child([name, *effort, *only, *WITHOUT_CLUSTER, "--results", str(folder)])
+                    == INTERRUPTED
+                ):
                     break
         reports = {
             name: report.load(folder / f"{name}.json")
@@ -200,6 +205,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=1, help="of the order within a round, and of arrivals (default: 1)"
     )
     one.add_argument("--json", metavar="FILE", help="write the figures here")
+    one.add_argument(
+        "--without", metavar="RIVAL", action="append", default=[], help="leave it out; may be repeated"
+    )
+    one.set_defaults(app=None, only=[])
     for name in NAMES:
         command = commands.add_parser(name, parents=[one])
         command.set_defaults(run=run_one)
@@ -209,7 +218,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--args", metavar="JSON", default="[]", help="a list (default: %(default)s)")
         if name in HAVE_PARTS:
             command.add_argument(
-                "--only", metavar="PART", action="append", help="idle, or a mix; may be repeated"
+                "--only", metavar="PART", action="append", default=[], help="idle, or a mix; may be repeated"
             )
     commands.add_parser(SOAK, help="see `python -m benchmarks soak --help`")
     commands.add_parser("all", parents=[how]).set_defaults(run=run_all)

@@ -32,7 +32,7 @@ def measure(run: Run) -> None:
     with contextlib.ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {
             name: partial(connect().call, 1)
-            for name, connect in peers.open_peers(stack, peers.ALL, same, 1, run.note).items()
+            for name, connect in peers.open_peers(stack, peers.ALL, same, 1, run).items()
         }
         ingresses = open_ingresses(stack) | {ROUND_TRIP: calls[peers.ASYNCIO.name]}
         if run.app:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +61,13 @@ def deployed(work: Callable[[int], Any], depth: int, options: dict[str, Any]) ->
 @contextlib.contextmanager
 def deployed_by_ray(*, is_local: bool) -> Generator[list[Any]]:
     """Run a chain of four in Ray Serve, or in its local testing mode."""
-    ray_serve: Any = importlib.import_module("ray.serve")
-    one = ray_serve.deployment(increment)
+    ray_serve = peers.ray_serve(is_local=is_local)
+    few_cpus = {
+        "num_cpus": 0.1
+    }  # else a small machine is too small for five replicas, and waits for a bigger one
+    one = ray_serve.deployment(increment).options(ray_actor_options=few_cpus)
     stages: list[Any] = [one.options(name=f"stage {n}").bind() for n in range(RAY_DEPTH)]
-    app: Any = ray_serve.deployment(Stages).bind(stages)
+    app: Any = ray_serve.deployment(Stages).options(ray_actor_options=few_cpus).bind(stages)
     handle: Any = ray_serve.run(app, name="chain", route_prefix=None, _local_testing_mode=is_local)
     yield [stage.remote for stage in handle.handles.remote().result()]
     if not is_local:
@@ -110,11 +112,10 @@ def chains(run: Run, stack: contextlib.ExitStack) -> Iterator[Case]:
         (ASYNC, peers.OURS.name, deployed(increment_async, max(depths), {}), depths),
         (ASYNC, pinned, deployed(increment_async, max(depths), peers.NO_INLINE), depths),
     ]
-    for peer in (peers.RAY_LOCAL, peers.RAY):
-        if peer.missing:
-            run.note(peer.missing)
-        else:
-            kinds.append((DEF, peer.name, deployed_by_ray(is_local=peer is peers.RAY_LOCAL), few))
+    kinds += [
+        (DEF, peer.name, deployed_by_ray(is_local=peer is peers.RAY_LOCAL), few)
+        for peer in peers.present([peers.RAY_LOCAL, peers.RAY], run)
+    ]
     if run.app:
         call = stack.enter_context(run.app.open(increment, 1))().submit
         kinds.append((DEF, run.app.name, contextlib.nullcontext([call] * max(depths)), depths))
@@ -130,7 +131,7 @@ def rivals(run: Run, stack: contextlib.ExitStack) -> Iterator[Case]:
     """Yield the cases of the others."""
     depths = run.effort.pick(smoke=(1, 4, 64), quick=DEPTHS, full=DEPTHS)
     for table, others in ((DEF, [peers.DIRECT, *peers.THREADS]), (ASYNC, [peers.EXECUTOR, peers.ASYNCIO])):
-        for name, connect in peers.open_peers(stack, others, increment, 1, run.note).items():
+        for name, connect in peers.open_peers(stack, others, increment, 1, run).items():
             for depth in depths:
                 call = partial(in_turn, connect(), depth)
                 yield Case(subject(depth), name, partial(latency, call, run.effort.seconds), table)
@@ -150,10 +151,7 @@ def measure_beside(run: Run, mix: mixes.Mix) -> None:
     depths = (1, 4, 16)
     with contextlib.ExitStack() as stack:
         cases: list[Case] = []
-        for peer in [peers.OURS, peers.HANDED_OFF, peers.DIRECT, *peers.THREADS]:
-            if peer.missing:
-                run.note(peer.missing)
-                continue
+        for peer in peers.present([peers.OURS, peers.HANDED_OFF, peers.DIRECT, *peers.THREADS], run):
             neighbour = stack.enter_context(mixes.open_mix(peer, mix, 1, mixes.Ledger()))()
             if peer in (peers.OURS, peers.HANDED_OFF):
                 options = {} if peer is peers.OURS else peers.NO_INLINE

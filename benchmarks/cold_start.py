@@ -28,6 +28,7 @@ PROGRAMS = "whole programs"
 STEPS = "within a program"
 BARE = "nothing at all"
 IMPORT = "import"
+LOADED = "import, with all that the first app loads"
 FIRST = "first result of two that call each other"
 COUNTS = (1, 10, 100)
 EXIT = "exit with 100 deployed"
@@ -70,9 +71,14 @@ RAY_LOCAL_FIRST = OURS_FIRST.replace("import threadserve as serve", "from ray im
     "child.bind())", "child.bind()), _local_testing_mode=True"
 )
 
+LOAD_ALL = """
+import threadserve as serve
+for name in serve.__all__: getattr(serve, name)  # what is imported at first use
+"""
 WHOLE = {
     (BARE, "direct call"): "pass",
     (IMPORT, "threadserve"): "import threadserve",
+    (LOADED, "threadserve"): LOAD_ALL,
     (IMPORT, "executor"): "from concurrent.futures import ThreadPoolExecutor",
     (IMPORT, "Pykka"): "import pykka",
     (IMPORT, "Ray local"): "from ray import serve",
@@ -83,8 +89,9 @@ WHOLE = {
 }
 """Programs that are timed from their start to their end."""
 
-OURS_STEPS = """
-import threadserve as serve
+OURS_STEPS = (
+    LOAD_ALL
+    + """
 def work(x): return x
 class Ingress:
     def __init__(self, parts): self.parts = parts
@@ -92,6 +99,7 @@ def deploy(count):
     parts = [serve.deployment(work, name=f"part {n}").bind() for n in range(count - 1)]
     serve.run(serve.deployment(Ingress).bind(parts))
 """
+)
 EXECUTOR_STEPS = """
 from concurrent.futures import ThreadPoolExecutor
 def deploy(count):
@@ -107,7 +115,7 @@ class Part(pykka.ThreadingActor):
 def deploy(count):
     for part in [Part.start() for _ in range(count)]: part.proxy().call().get()
 """
-RAY_LOCAL_STEPS = OURS_STEPS.replace("import threadserve as serve", "from ray import serve").replace(
+RAY_LOCAL_STEPS = OURS_STEPS.replace(LOAD_ALL, "from ray import serve").replace(
     "bind(parts))", "bind(parts), _local_testing_mode=True)"
 )
 WITHIN = {
@@ -155,32 +163,32 @@ def run_python(*arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=True,
-        stdout=subprocess.PIPE,
+        check=False,
+        capture_output=True,  # Ray says a lot, and all of it is in the way unless it failed
         text=True,
     )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr}")
     return done.stdout
 
 
 def measure(run: Run) -> None:
     rounds = run.effort.pick(smoke=1, quick=3, full=9)
-    missing = {peer.name: peer.missing for peer in peers.ALL if peer.missing}
-    for text in missing.values():
-        run.note(text)
+    present = {peer.name for peer in peers.present(peers.ALL, run)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run.note(f"{STEPS}: of executors and actors, as many with one worker each, each called once")
-        run.rounds([*programs(run, folder, missing), *steps(folder, missing)], rounds)
+        run.rounds([*programs(run, folder, present), *steps(folder, present)], rounds)
 
 
-def programs(run: Run, folder: Path, missing: Container[str]) -> Iterator[Case]:
+def programs(run: Run, folder: Path, present: Container[str]) -> Iterator[Case]:
     if importlib.util.find_spec("pyperf") is None:
         run.note(f"{PROGRAMS}: no pyperf installed here, so they are left out")
         return
     values = run.effort.pick(smoke=1, quick=2, full=3)
     bare = Key(PROGRAMS, BARE, "direct call", "time")
     for number, ((subject, name), text) in enumerate(WHOLE.items()):
-        if name not in missing:
+        if name in present:
             script = folder / f"program{number}.py"
             script.write_text(text, encoding="utf-8")
             yield Case(subject, name, partial(whole, script, values), PROGRAMS)
@@ -188,10 +196,10 @@ def programs(run: Run, folder: Path, missing: Container[str]) -> Iterator[Case]:
             run.derive(mine._replace(figure="above nothing"), [mine, bare], lambda all_, none: all_ - none)
 
 
-def steps(folder: Path, missing: Container[str]) -> Iterator[Case]:
+def steps(folder: Path, present: Container[str]) -> Iterator[Case]:
     for count in COUNTS:
         for number, (name, text) in enumerate(WITHIN.items()):
-            if name not in missing:
+            if name in present:
                 script = folder / f"step{number}_{count}.py"
                 script.write_text(text + TIMED.format(count=count), encoding="utf-8")
                 yield Case(deploying(count), name, partial(deploy, script), STEPS)

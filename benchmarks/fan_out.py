@@ -37,9 +37,7 @@ def measure(run: Run) -> None:
         opened = {
             peer.name: connect
             for peer in peers.ALL
-            for connect in peers.open_peers(
-                stack, [peer], same, 1 if peer.is_serve else SLOTS, run.note
-            ).values()
+            for connect in peers.open_peers(stack, [peer], same, 1 if peer.is_serve else SLOTS, run).values()
         }
         run.note(
             f"one replica, which has {SLOTS} slots by default; the others have {SLOTS} workers, Pykka actors by turns"

@@ -120,6 +120,9 @@ class Run:
     effort: Effort
     seed: int = 1
     only: tuple[str, ...] = ()
+    """The parts that are asked for, where not all are."""
+    without: tuple[str, ...] = ()
+    """Rivals that are to be left out."""
     app: Peer | None = None
     """An app of the user's, to be measured beside what is always measured."""
     samples: dict[Key, list[float]] = field(default_factory=dict)

@@ -32,13 +32,12 @@ def measure(run: Run) -> None:
     with contextlib.ExitStack() as stack:
         calls: dict[tuple[str, str], Callable[[], object]] = {
             (CALL, name): partial(connect().call, 1)
-            for name, connect in peers.open_peers(stack, contenders, call_latency.same, 1, run.note).items()
+            for name, connect in peers.open_peers(stack, contenders, call_latency.same, 1, run).items()
         }
         calls |= {(INGRESS, name): call for name, call in call_latency.open_ingresses(stack).items()}
         neighbours = {
             peer.name: stack.enter_context(mixes.open_mix(peer, NEIGHBOUR, 1, mixes.Ledger()))()
-            for peer in contenders
-            if not peer.missing
+            for peer in peers.present(contenders, run)
         }
         cases = [
             Case(subject, name, partial(latency, call, quiet_s), QUIET)

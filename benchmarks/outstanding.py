@@ -93,18 +93,17 @@ class Bench:
         del self._held
 
 
+def enter(stack: contextlib.ExitStack, peer: peers.Peer, work: peers.Work) -> peers.Connect:
+    return stack.enter_context(peer.open(work, 1))
+
+
 def measure(run: Run) -> None:
     counts = run.effort.pick(smoke=(100, 1_000), quick=COUNTS[:2], full=COUNTS)
     rounds = run.effort.pick(smoke=1, quick=3, full=7)
     with contextlib.ExitStack() as stack:
         benches: dict[str, Bench] = {}
-        for peer in [peers.OURS_ONE_AT_A_TIME, *peers.THREADS]:
-            if peer.missing:
-                run.note(peer.missing)
-            else:
-                benches[peer.name] = Bench(
-                    lambda work, peer=peer: stack.enter_context(peer.open(work, 1))  # type: ignore[misc]
-                )
+        for peer in peers.present([peers.OURS_ONE_AT_A_TIME, *peers.THREADS], run):
+            benches[peer.name] = Bench(partial(enter, stack, peer))
         cases: list[Case] = []
         for count in counts:
             for name, bench in benches.items():

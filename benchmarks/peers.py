@@ -26,7 +26,9 @@ from threadserve.app.config import DeploymentConfig
 from threadserve.app.importer import load_application
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+
+    from benchmarks.measure import Run
 
 __all__ = [
     "ALL",
@@ -49,6 +51,8 @@ __all__ = [
     "deploy",
     "open_peers",
     "own_app",
+    "present",
+    "ray_serve",
 ]
 
 Work = Callable[[Any], Any]
@@ -95,17 +99,19 @@ class Peer:
         return importlib.metadata.version(self.package) if self.package else ""
 
 
-def open_peers(
-    stack: contextlib.ExitStack, peers: list[Peer], work: Work, workers: int, note: Callable[[str], object]
-) -> dict[str, Connect]:
-    """Open those that are installed, for as long as `stack` lives; note those that are not."""
-    opened: dict[str, Connect] = {}
+def present(peers: Sequence[Peer], run: Run) -> list[Peer]:
+    """Return those that take part in a run, and note why the others do not."""
     for peer in peers:
         if peer.missing:
-            note(peer.missing)
-        else:
-            opened[peer.name] = stack.enter_context(peer.open(work, workers))
-    return opened
+            run.note(peer.missing)
+    return [peer for peer in peers if not peer.missing and peer.name not in run.without]
+
+
+def open_peers(
+    stack: contextlib.ExitStack, peers: Sequence[Peer], work: Work, workers: int, run: Run
+) -> dict[str, Connect]:
+    """Open those that take part, for as long as `stack` lives."""
+    return {peer.name: stack.enter_context(peer.open(work, workers)) for peer in present(peers, run)}
 
 
 @contextlib.contextmanager
@@ -220,22 +226,33 @@ def own_app(import_string: str, method: str, arguments: list[Any]) -> Peer:
     return Peer(f"{OURS.name}, {import_string}", opened)
 
 
+def ray_serve(*, is_local: bool) -> Any:
+    """Return Ray's module `serve`, quiet, with a cluster on this machine behind it unless all is to stay in here."""
+    if not is_local:
+        ray: Any = importlib.import_module("ray")
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    module = importlib.import_module("ray.serve")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    return module
+
+
 @contextlib.contextmanager
 def _ray(work: Work, workers: int, *, is_local: bool) -> Generator[Connect]:
-    ray_serve: Any = importlib.import_module("ray.serve")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve_by_ray = ray_serve(is_local=is_local)
     name = f"benchmark-{next(_numbers)}"
 
     def run(value: Any) -> Any:
         return work(value)
 
-    app = ray_serve.deployment(run).options(num_replicas=workers).bind()
-    handle = ray_serve.run(app, name=name, route_prefix=None, _local_testing_mode=is_local)
+    app = (
+        serve_by_ray.deployment(run).options(num_replicas=workers, ray_actor_options={"num_cpus": 0.1}).bind()
+    )
+    handle = serve_by_ray.run(app, name=name, route_prefix=None, _local_testing_mode=is_local)
     try:
         yield lambda: Client(handle.remote, lambda response: response.result())
     finally:
         if not is_local:
-            ray_serve.delete(name)
+            serve_by_ray.delete(name)
 
 
 _numbers = itertools.count(1)

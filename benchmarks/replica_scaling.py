@@ -103,8 +103,7 @@ def measure_mix(run: Run, mix: mixes.Mix) -> None:
     with contextlib.ExitStack() as stack:
         benches = {
             (count, peer.name): Bench(stack, peer, mix, count)
-            for peer in CONTENDERS
-            if not peer.missing
+            for peer in peers.present(CONTENDERS, run)
             for count in replicas
         }
         run.rounds(
@@ -120,9 +119,6 @@ def measure_mix(run: Run, mix: mixes.Mix) -> None:
                 rates = [Key(table(mix), closed(n, many), name, "rate") for n in (1, count)]
                 run.derive(rates[1]._replace(figure="speed-up"), rates, lambda one, more: more / one)
         run.rounds(open_cases(run, mix, benches, max(callers)), rounds)
-    for peer in CONTENDERS:
-        if peer.missing:
-            run.note(peer.missing)
     run.note(
         "open loop: Poisson arrivals, the same for all, at a share of the lesser of the capacities of threadserve and "
         f"the executor, as measured in the closed loop of {max(callers)}; latency counts from the arrival that was "

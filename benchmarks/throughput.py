@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 QUESTION = "How many calls a second are made and answered?"
 
 MANY = 10_000
+FEW = 100
 
 
 def same(value: int) -> int:
@@ -53,12 +54,16 @@ def measure(run: Run) -> None:
     if count != MANY:
         run.note(f"{run.effort.name}: {count:,} calls instead of {MANY:,}")
     with contextlib.ExitStack() as stack:
-        opened = peers.open_peers(stack, peers.ALL, same, 1, run.note)
+        opened = peers.open_peers(stack, peers.ALL, same, 1, run)
         if run.app:
             opened[run.app.name] = stack.enter_context(run.app.open(same, 1))
         slow = {peer.name for peer in peers.ALL if peer.is_slow} | ({run.app.name} if run.app else set())
         cases = [
-            Case(gathered(callers), name, partial(gather, connect, callers, 100 if name in slow else count))
+            Case(
+                gathered(callers),
+                name,
+                partial(gather, connect, callers, FEW // callers if name in slow else count),
+            )
             for callers in (1, 8)
             for name, connect in opened.items()
         ]
@@ -68,5 +73,7 @@ def measure(run: Run) -> None:
             for name, connect in opened.items()
         ]
         if slow & opened.keys():
-            run.note(f"of {', '.join(sorted(slow & opened.keys()))} 100 calls are gathered")
+            run.note(
+                f"of {', '.join(sorted(slow & opened.keys()))} {FEW} calls are gathered, of all callers together"
+            )
         run.rounds(cases)
