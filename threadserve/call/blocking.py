@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED, Request, Wait, check_cancelled, current_request
+from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_cancelled, current_request
 from threadserve.concurrency.loops import current_task, make_future
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import WaiterLike
 
-__all__ = ["block", "check_cancelled_async", "suspend", "wait_for", "wait_for_async"]
+_INF = math.inf
+
+DEPTH = 16
+"""How many bodies may be on one thread's stack, each helped by the one below."""
+
+__all__ = ["DEPTH", "block", "check_cancelled_async", "suspend", "wait_for", "wait_for_async"]
 
 
 def check_cancelled_async() -> None:
@@ -108,8 +113,30 @@ async def suspend(
 def wait_for(request: Request, timeout: float | None = None) -> bool:
     """Block until `request` has its answer: True; or until `timeout` seconds have passed: False.
 
-    Ctrl-C cancels the request and goes on as KeyboardInterrupt. A checkpoint; see ``block``.
+    Without a timeout the thread may run `request` itself, if nobody has begun to: it would do nothing but wait. With one, or
+    with a deadline, it does not, for nobody could end the wait meanwhile. Ctrl-C cancels the request and goes on as
+    KeyboardInterrupt. A checkpoint; see ``block``.
     """
+    waiting = CURRENT.get()
+    if request.state is not ANSWERED:
+        if (
+            timeout is None
+            and request.deadline == _INF
+            and (waiting is None or (waiting.deadline == _INF and waiting.depth < DEPTH))
+        ):
+            try:
+                request.router.help(request, waiting)
+            except KeyboardInterrupt:
+                request.cancel()
+                raise
+        if request.state is not ANSWERED and not _wait_until_answered(request, timeout):
+            return False
+    if waiting is not None:
+        check_cancelled()
+    return True
+
+
+def _wait_until_answered(request: Request, timeout: float | None) -> bool:
     now = request.router.kernel.now
     end = None if timeout is None else now() + timeout
     while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
@@ -117,7 +144,6 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
         if left is not None and left <= 0:
             return False
         _wait_once(request, left)
-    check_cancelled()
     return True
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from functools import partial
+from types import BuiltinMethodType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from threadserve.concurrency.threads import user_line
+from threadserve.concurrency.threads import stack_text, user_line
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
+    from contextvars import Context
+    from types import CellType
 
     from threadserve.concurrency.kernel import Kernel, Thread
 
@@ -61,6 +65,24 @@ class LoopThread:
             self.loop.call_soon_threadsafe(self._drain)
         return True
 
+    @property
+    def thread(self) -> Thread | None:
+        """The thread that runs the loop, once there is one."""
+        return self._thread
+
+    def stuck(self) -> str:
+        """Say what keeps the loop from ending: what its thread is at, and the tasks that have yet to end. Any thread."""
+        thread, loop = self._thread, self.loop
+        if thread is None or loop is None:
+            return ""
+        import asyncio
+
+        tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
+        waiting = [f"  {task.get_name()} at {where}" for task in tasks if (where := stack_of_task(task))]
+        return "\n".join(
+            [stack_text(thread.ident), *(["with the tasks", *sorted(waiting)] if waiting else [])]
+        )
+
     def stop(self, timeout: float | None = None) -> bool:
         """Let what was submitted run, cancel the tasks that are left, end the thread; False when it would not end.
 
@@ -108,11 +130,9 @@ class LoopThread:
             while True:
                 try:
                     loop.run_forever()
-                    break
-                except (
-                    SystemExit,
-                    KeyboardInterrupt,
-                ):  # from a task of the user's: not the end of the others
+                    if self._is_stopping:
+                        break  # else code of the user's has stopped it: not the end of the others
+                except (SystemExit, KeyboardInterrupt):  # from a task of the user's, as well
                     log_failure()
         finally:
             _finish(loop)
@@ -124,6 +144,7 @@ def _finish(loop: asyncio.AbstractEventLoop) -> None:
     import asyncio
 
     try:
+        loop.set_task_factory(None)  # one of the user's may refuse to make what follows
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
@@ -155,23 +176,62 @@ def current_task() -> asyncio.Task[Any] | None:
     return sys.modules["asyncio"].current_task()  # type: ignore[no-any-return]
 
 
-def may_time_out(runner: object) -> bool:
-    """Whether `runner` is a task that ``asyncio.timeout`` or ``asyncio.wait_for`` may still interrupt.
+def may_time_out(runner: object, is_kin: Callable[[Context], bool]) -> bool:
+    """Whether `runner` is a task that a timer of its loop may still interrupt. Any thread; runs no code of a loop's.
 
-    Looks at the timers of the loop, which have no public list; where that is not possible the answer is yes.
+    Such a timer is known by what it refers to, the task, or by who has set it: in `is_kin`'s contexts the
+    code that the task runs, or what that has started. ``asyncio.timeout``, anyio's scopes and ``call_later(5, task.cancel)``
+    are all of this kind. The timers of a loop have no public list; where it cannot be seen the answer is yes.
     """
     get_loop = getattr(runner, "get_loop", None)
     if get_loop is None:
         return False
     loop = get_loop()
     timers, ready = getattr(loop, "_scheduled", None), getattr(loop, "_ready", None)
-    if timers is None or ready is None or getattr(runner, "cancelling", int)():
+    if timers is None or ready is None:
         return True
-    for handle in (*list(timers), *ready.copy()):  # a timer that has rung waits among the ready ones
-        owner = getattr(getattr(handle, "_callback", None), "__self__", None)
-        if not handle.cancelled() and getattr(owner, "_task", None) is runner:
-            return True
-    return False
+    # In the order in which a timer goes: it is scheduled, then ready, then it has rung. Each look copies in one step.
+    pending = [*timers.copy(), *ready.copy()]
+    if getattr(runner, "cancelling", int)():
+        return True
+    return any(not handle.cancelled() and _concerns(handle, runner, is_kin) for handle in pending)
+
+
+def _concerns(handle: Any, task: object, is_kin: Callable[[Context], bool]) -> bool:
+    context, callback, args = (getattr(handle, name, None) for name in ("_context", "_callback", "_args"))
+    if context is None or is_kin(context):
+        return True
+    return any(_leads_to(task, each, _REACH) for each in (callback, *(args or ())))
+
+
+_REACH = 3
+"""From a lambda to the method in its closure, to the method's owner, to what that owner has."""
+
+
+def _leads_to(task: object, thing: object, reach: int) -> bool:
+    """Whether `thing` is the task, or a callable or an object that holds it. Runs no code of the user's."""
+    return thing is task or (reach > 0 and any(_leads_to(task, part, reach - 1) for part in _parts(thing)))
+
+
+def _parts(thing: object) -> list[object]:
+    if isinstance(thing, (MethodType, BuiltinMethodType)):
+        return [thing.__self__]
+    if isinstance(thing, FunctionType):
+        return [part for cell in thing.__closure__ or () for part in _contents(cell)]
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    try:
+        attributes = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return []
+    return list(attributes.values()) if type(attributes) is dict else []
+
+
+def _contents(cell: CellType) -> list[object]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # nothing has been assigned yet
+        return []
 
 
 def stack_of_task(task: Any) -> str:

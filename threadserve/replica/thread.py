@@ -26,6 +26,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextvars import Context
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.blocking import block, suspend
@@ -36,11 +37,11 @@ from threadserve.concurrency.outcome import Error, Outcome, Value, capture
 from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
-from threadserve.replica.target import Target, check_result, check_stream
+from threadserve.replica.target import NO_RESULT, Target, check_result, check_stream
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.kernel import Kernel, Thread
@@ -120,24 +121,42 @@ class ThreadReplica:
         Blocks up to `timeout` seconds. Names the threads that would not end, with what they are at.
         """
         deadline = self._kernel.now() + timeout
-        threads = [self._kernel.spawn(f"{self.name} stop", self._finalize)]
+        ending: list[Thread] = []
+        try:
+            ending.append(self._kernel.spawn(f"{self.name} stop", self._finalize))
+        except (
+            RuntimeError
+        ):  # the system has no thread to give: then on this one, unbounded, rather than not at all
+            self._finalize()
         with self._lock:
-            threads += self._threads
+            workers = list(self._threads)
+        stuck = self._join([*ending, *workers], deadline, stack_text)
+        loop = self._loop.thread
+        if loop is not None and not any(thread.is_alive() for thread in ending):  # else it has not been told
+            stuck += self._join([loop], deadline, lambda _: self._loop.stuck())
+        return stuck
+
+    def _join(
+        self, threads: Sequence[Thread], deadline: float, describe: Callable[[int | None], str]
+    ) -> list[str]:
+        """Wait for `threads` until `deadline`, and name those that would not end."""
         stuck: list[str] = []
         for thread in threads:
             if is_current(thread):
                 continue
             thread.join(max(0.0, deadline - self._kernel.now()))
             if thread.is_alive():
-                stuck.append(f"thread {thread.name}, which is at\n{stack_text(thread.ident)}")
+                stuck.append(f"thread {thread.name}, which is at\n{describe(thread.ident)}")
         return stuck
 
     def _finalize(self) -> None:
-        """Call the user's ``__del__``, once and for all, and end the loop."""
+        """Call the user's ``__del__``, once and for all, let go of the instance, and end the loop."""
         outcome = capture(self.call, self._target.finalize)
         if isinstance(outcome, Error):
             _log.error("__del__ of %s raised", self.name, exc_info=outcome.exception)
-        self._loop.stop()
+        del outcome  # with the frames of the user's in it
+        self._target.let_go()
+        self._loop.stop(0)  # whoever stops the replica waits for its thread
 
     def add_worker(self, work: Callable[[], None]) -> None:
         """Start a worker thread that runs `work`. Raises RuntimeError where the system has no thread to give."""
@@ -177,6 +196,8 @@ class ThreadReplica:
             REPLICA.set(self.context)
             request.runner = get_ident()
             result = self._begin(request)
+            if request.channel is None and type(result) not in NO_RESULT:
+                return Value(result)
             if inspect.iscoroutine(result):
                 self._post(request, context.copy(), self._go_on(request, result))
                 return None
@@ -196,20 +217,20 @@ class ThreadReplica:
 
     def _begin(self, request: Request) -> Any:
         """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
-        if self._kernel.now() >= request.deadline:  # it passed in the queue, and the timer is late
+        if (
+            request.deadline != inf and self._kernel.now() >= request.deadline
+        ):  # it passed in the queue, and the timer is late
             request.expire()
         if request.state is ANSWERED:
             raise Cancelled("the request was cancelled or had expired before the body began")
         fn = self._target.lookup(request)
-        args, kwargs = request.args or (), request.kwargs or {}
+        args, kwargs, adapter = request.args or (), request.kwargs or {}, request.adapter
         request.args = request.kwargs = None
-        adapter, is_async = (
-            request.adapter,
-            request.adapter is not None and self._target.begins_async(request.method),
-        )
-        del request
         if adapter is None:
+            del request
             return fn(*args, **kwargs)
+        is_async = self._target.begins_async(request.method)
+        del request
         return adapter.aiterate(fn, args, kwargs) if is_async else adapter.iterate(fn, args, kwargs)
 
     def _failure(self, request: Request, error: BaseException) -> Outcome:
@@ -340,11 +361,16 @@ class ThreadReplica:
     def _start(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
         loop = self._loop.loop
         assert loop is not None
-        task: asyncio.Task[Outcome] = loop.create_task(
-            self._guard(request, body, lambda: _cancel_threadsafe(loop, task)),
-            context=context,
-            name=f"{self.name} {request.method}",
-        )
+        guarded = self._guard(request, body, lambda: _cancel_threadsafe(loop, task))
+        try:
+            task: asyncio.Task[Outcome] = loop.create_task(
+                guarded, context=context, name=f"{self.name} {request.method}"
+            )
+        except BaseException as error:  # from a task factory of the user's
+            guarded.close()
+            body.close()
+            self.on_done(request, self._failure(request, error))
+            return
         task.add_done_callback(lambda task: self._end(request, body, task))
 
     async def _guard(
@@ -382,24 +408,33 @@ class ThreadReplica:
         """Run `coroutine` on the loop and wait for it, on a thread that may."""
         waiter = self._kernel.waiter()
         outcomes: list[Outcome] = []
+        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
 
         async def body() -> None:
             try:
                 outcomes.append(Value(await coroutine))
             except BaseException as error:
                 outcomes.append(Error(error))
-            waiter.set()
-
-        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
 
         def start() -> None:
             assert self._loop.loop is not None
-            tasks.append(self._loop.loop.create_task(body(), context=context))
+            guarded = body()
+            try:
+                task = self._loop.loop.create_task(guarded, context=context)
+            except BaseException as error:  # from a task factory of the user's
+                guarded.close()
+                coroutine.close()
+                outcomes.append(Error(error))
+                waiter.set()
+                return
+            tasks.append(task)
+            task.add_done_callback(lambda _: waiter.set())
 
-        if not self._loop.submit(start):
+        if self._loop.submit(start):
+            waiter.wait()
+        if not outcomes:  # the loop was stopped before the first step
             coroutine.close()
             raise ReplicaDiedError(f"replica {self.name} is stopping")
-        waiter.wait()
         return outcomes[0].unwrap()
 
 
