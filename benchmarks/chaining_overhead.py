@@ -147,7 +147,7 @@ def per_hop(run: Run, table: str, name: str, depths: Sequence[int]) -> None:
 def measure_beside(run: Run, mix: mixes.Mix) -> None:
     """Measure chains while a mix keeps another deployment busy, of threadserve or of the same rival."""
     seconds = run.effort.pick(smoke=0.002, quick=0.1, full=0.3)
-    rounds = run.effort.pick(smoke=1, quick=3, full=9)
+    rounds = run.effort.pick(smoke=0, quick=3, full=9)
     depths = (1, 4, 16)
     with contextlib.ExitStack() as stack:
         cases: list[Case] = []

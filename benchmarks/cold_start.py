@@ -173,7 +173,7 @@ def run_python(*arguments: str) -> str:
 
 
 def measure(run: Run) -> None:
-    rounds = run.effort.pick(smoke=1, quick=3, full=9)
+    rounds = run.effort.pick(smoke=0, quick=3, full=9)
     present = {peer.name for peer in peers.present(peers.ALL, run)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

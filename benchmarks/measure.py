@@ -84,7 +84,7 @@ class Effort(NamedTuple):
 EFFORTS = {
     "full": Effort("full", 15, 0.05),
     "quick": Effort("quick", 5, 0.02),
-    "smoke": Effort("smoke", 2, 0.0005),
+    "smoke": Effort("smoke", 0, 0.0005),
 }
 
 
@@ -139,23 +139,21 @@ class Run:
         return not self.only or part in self.only
 
     def rounds(self, cases: Sequence[Case], rounds: int | None = None) -> None:
-        """Warm every case up, then sample each of them once a round, in a new order each time."""
+        """Warm every case up, then sample each of them once a round, in a new order each time.
+
+        Where no rounds are asked for, to see that it works, what warming up found is kept.
+        """
+        count = self.effort.rounds if rounds is None else rounds
         for case in cases:
             self.tell(f"warming up: {case.table} {case.subject}, {case.contender}")
-            for figure in case.sample():
-                self.samples.setdefault(
-                    case.key(figure), []
-                )  # in the order of the cases, whatever that of the rounds
-        count = rounds or self.effort.rounds
+            for figure, value in case.sample().items():
+                samples = self.samples.setdefault(case.key(figure), [])  # in the order of the cases
+                samples += [] if count else [value]
         for number in range(count):
             for case in self.chance.sample(cases, len(cases)):
                 self.tell(f"round {number + 1} of {count}: {case.table} {case.subject}, {case.contender}")
                 for figure, value in case.sample().items():
-                    self.record(case, figure, value)
-
-    def record(self, case: Case, figure: str, value: float) -> None:
-        """Keep one value."""
-        self.samples.setdefault(case.key(figure), []).append(value)
+                    self.samples.setdefault(case.key(figure), []).append(value)
 
     def derive(self, key: Key, sources: Sequence[Key], by: Callable[..., float]) -> None:
         """Promise a figure that is computed from those of `sources`, round by round. May be called before or after."""

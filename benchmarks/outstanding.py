@@ -98,8 +98,8 @@ def enter(stack: contextlib.ExitStack, peer: peers.Peer, work: peers.Work) -> pe
 
 
 def measure(run: Run) -> None:
-    counts = run.effort.pick(smoke=(100, 1_000), quick=COUNTS[:2], full=COUNTS)
-    rounds = run.effort.pick(smoke=1, quick=3, full=7)
+    counts = run.effort.pick(smoke=(100, 1_000), quick=COUNTS, full=COUNTS)
+    rounds = run.effort.pick(smoke=0, quick=2, full=7)
     with contextlib.ExitStack() as stack:
         benches: dict[str, Bench] = {}
         for peer in peers.present([peers.OURS_ONE_AT_A_TIME, *peers.THREADS], run):

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import threadserve as serve
-from threadserve.app.config import DeploymentConfig
 from threadserve.app.importer import load_application
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ __all__ = [
 
 Work = Callable[[Any], Any]
 
-NO_INLINE: Any = {"inline": False} if "inline" in DeploymentConfig.__dataclass_fields__ else {}
+NO_INLINE: Any = {"inline": False}
 """The option that keeps a deployment's calls off the threads of those who wait for them."""
 
 

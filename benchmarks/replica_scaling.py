@@ -99,7 +99,7 @@ def measure_mix(run: Run, mix: mixes.Mix) -> None:
     replicas = run.effort.pick(smoke=(1, 2), quick=REPLICAS, full=REPLICAS)
     callers = run.effort.pick(smoke=(8,), quick=CALLERS, full=CALLERS)
     seconds = run.effort.pick(smoke=0.01, quick=0.1, full=0.3)
-    rounds = run.effort.pick(smoke=1, quick=2, full=5)
+    rounds = run.effort.pick(smoke=0, quick=2, full=5)
     with contextlib.ExitStack() as stack:
         benches = {
             (count, peer.name): Bench(stack, peer, mix, count)

@@ -52,6 +52,14 @@ def test_warming_up_leaves_no_sample_but_sets_the_order_of_the_table() -> None:
     assert sorted(value for samples in run.samples.values() for value in samples) == [3.0, 4.0, 5.0, 6.0]
 
 
+def test_where_no_rounds_are_asked_for_warming_up_is_what_was_measured() -> None:
+    run = Run(EFFORTS["smoke"])
+
+    run.rounds([Case("subject", "a", lambda: {"p50": 1.0})])
+
+    assert run.samples == {Key("", "subject", "a", "p50"): [1.0]}
+
+
 def test_what_was_sampled_before_an_interrupt_is_kept() -> None:
     values = iter([0.0, 1.0, 2.0])
 
