@@ -129,27 +129,33 @@ def run_targets(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(options.read or options.results or made)
-        if not options.read:
-            effort = [] if options.effort == "full" else [f"--{options.effort}"]
-            for name, parts in targets.NEEDED.items():
-                only = [word for part in parts for word in ("--only", part)]
-                if (
-                    run_child([name, *effort, *only, *WITHOUT_CLUSTER, "--results", str(folder)])
-                    == INTERRUPTED
-                ):
-                    break
-        reports = {
-            name: report.load(folder / f"{name}.json")
-            for name in targets.NEEDED
-            if (folder / f"{name}.json").is_file()
-        }
+        names = list(targets.NEEDED) if options.read else measure_targets(options, folder)
+        files = {name: folder / f"{name}.json" for name in names}
+        reports = {name: report.load(path) for name, path in files.items() if path.is_file()}
     reached = targets.verdicts(reports)
     where = next(iter(reports.values())).where if reports else "nothing was measured"
-    print(f"\nWhat was promised, and what is reached\n{where}\n\n{targets.text(reached)}\n")
+    print(f"\n{targets.PROMISED}\n{where}\n\n{targets.text(reached)}\n")
+    if options.results:
+        Path(options.results, "targets.md").write_text(targets.markdown(reached, where), encoding="utf-8")
     is_met = all(
         value is not None and target.meets(value, target.at_least) != "no" for target, value in reached
     )
     return 0 if is_met or not options.strict else 1
+
+
+def measure_targets(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Measure what the promises need, each in a process of its own; return what has left results, if only in part."""
+    from benchmarks import targets
+
+    effort = [] if options.effort == "full" else [f"--{options.effort}"]
+    measured: list[str] = []
+    for name, parts in targets.NEEDED.items():
+        only = [word for part in parts for word in ("--only", part)]
+        status = run_child([name, *effort, *only, *WITHOUT_CLUSTER, "--results", str(folder)])
+        measured += [name] * (status in (0, INTERRUPTED))
+        if status == INTERRUPTED:
+            break
+    return measured
 
 
 def run_compare(options: argparse.Namespace) -> int:

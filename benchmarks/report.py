@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Run
 
-__all__ = ["Cell", "Report", "aligned", "environment", "load", "make_report", "number", "table"]
+__all__ = [
+    "Cell",
+    "Report",
+    "aligned",
+    "environment",
+    "load",
+    "make_report",
+    "markdown_table",
+    "number",
+    "table",
+]
 
 OURS = "threadserve"
 """How the contenders that are not rivals begin."""
@@ -114,10 +125,7 @@ class Report:
             f"`{self.environment['command']}`\n\n{self.where}",
         ]
         for name, head, rows in self.tables():
-            lines = [_markdown_row(head), _markdown_row(["---", "---", *["--:"] * (len(head) - 2)])]
-            parts.append(
-                "\n".join([*([f"## {name}", ""] if name else []), *lines, *map(_markdown_row, rows)])
-            )
+            parts.append("\n".join([*([f"## {name}", ""] if name else []), *markdown_table(head, rows)]))
         return "\n\n".join(parts + self._remarks()) + "\n"
 
     def json(self) -> str:
@@ -202,6 +210,12 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) 
     ]
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay a table out for a page; the first two columns are words."""
+    rule = ["---", "---", *["--:"] * (len(head) - 2)]
+    return [_markdown_row(row) for row in (head, rule, *rows)]
+
+
 def _markdown_row(texts: Sequence[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
@@ -220,7 +234,7 @@ def environment() -> dict[str, Any]:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": f"python -m benchmarks {shlex.join(sys.argv[1:])}".rstrip(),
     }
 
 
@@ -234,10 +248,19 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    root = Path(__file__).parent
-    describe = ["git", "describe", "--always", "--dirty"]
+    """Name the commit, and say if the tree differs from it; results that were written meanwhile make no difference."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results"
+    )
+    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
+
+
+def _git(*arguments: str) -> str:
     try:
-        found = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
     except OSError:  # no git here
-        return "unknown"
-    return found.stdout.strip() or "unknown"
+        return ""
+    return done.stdout.strip()

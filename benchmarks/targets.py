@@ -20,14 +20,16 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.peers import EXECUTOR, HANDED_OFF, OURS, RAY_LOCAL, SIMPLE_QUEUE
-from benchmarks.report import aligned, number
+from benchmarks.report import aligned, markdown_table, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from benchmarks.report import Report
 
-__all__ = ["NEEDED", "TARGETS", "Target", "show", "verdicts"]
+__all__ = ["NEEDED", "PROMISED", "TARGETS", "Target", "markdown", "show", "text", "verdicts"]
+
+PROMISED = "What was promised, and what is reached"
 
 
 class Target(NamedTuple):
@@ -283,5 +285,11 @@ def show(reached: list[tuple[Target, float | None]]) -> tuple[list[str], list[li
     return head, rows
 
 
+def markdown(reached: list[tuple[Target, float | None]], where: str) -> str:
+    """Return a page with the table."""
+    return "\n".join([f"# {PROMISED}", "", where, "", *markdown_table(*show(reached)), ""])
+
+
 def text(reached: list[tuple[Target, float | None]]) -> str:
+    """Return the table for a terminal."""
     return "\n".join(aligned(*show(reached), words=2))
