@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -182,7 +181,7 @@ def measure(run: Run) -> None:
 
 
 def programs(run: Run, folder: Path, present: Container[str]) -> Iterator[Case]:
-    if importlib.util.find_spec("pyperf") is None:
+    if not peers.is_installed("pyperf"):
         run.note(f"{PROGRAMS}: no pyperf installed here, so they are left out")
         return
     values = run.effort.pick(smoke=1, quick=2, full=3)

@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import logging
 import queue
@@ -48,6 +47,7 @@ __all__ = [
     "Peer",
     "Work",
     "deploy",
+    "is_installed",
     "open_peers",
     "own_app",
     "present",
@@ -89,13 +89,18 @@ class Peer:
     @property
     def missing(self) -> str:
         """Say why it cannot take part; empty if it can."""
-        if self.package and importlib.util.find_spec(self.package) is None:
-            return f"{self.name}: no {self.package} installed here, so it is left out"
-        return ""
+        if not self.package or is_installed(self.package):
+            return ""
+        return f"{self.name}: no {self.package} installed here, so it is left out"
 
-    @property
-    def version(self) -> str:
-        return importlib.metadata.version(self.package) if self.package else ""
+
+def is_installed(package: str) -> bool:
+    """Tell whether a package is installed. A folder that happens to have its name is not taken for it."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def present(peers: Sequence[Peer], run: Run) -> list[Peer]:
