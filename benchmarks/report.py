@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -149,8 +151,9 @@ class Report:
     def where(self) -> str:
         """Say on what, and how long, this was measured."""
         where = self.environment
+        rivals = "".join(f"; {name} {version}" for name, version in where["packages"].items())
         return (
-            f"{where['python']}; {where['machine']}; commit {where['commit']}; {where['date']}; "
+            f"{where['python']}{rivals}; {where['machine']}; commit {where['commit']}; {where['date']}; "
             f"{self.effort}, seed {self.seed}"
         )
 
@@ -232,10 +235,20 @@ def environment() -> dict[str, Any]:
         "has_gil": gil,
         "machine": f"{_processor()}, {len(affinity)} of {os.cpu_count()} cores, {platform.platform(terse=True)}",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "packages": _packages(),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "command": f"python -m benchmarks {shlex.join(sys.argv[1:])}".rstrip(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Return the versions of the rivals that are installed."""
+    found: dict[str, str] = {}
+    for name in ("pykka", "ray"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _processor() -> str:
