@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from report import table
-
 import threadserve as serve
+from benchmarks.report import table
 from threadserve import futures
 
 if TYPE_CHECKING:
