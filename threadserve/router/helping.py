@@ -2,8 +2,9 @@
 
 Which requests. One that nobody has begun to run and that stands at the head of its queue, where a slot is free: it is
 claimed as a worker would claim it, in the same order, within the same limits, and its body runs in the same context.
-An older request that the same thread has sent to the same deployment goes first. Where somebody else's is at the head, the
-thread waits, as it would have. A call that waits for arguments is helped by helping those, and theirs: by a path,
+An older request that the same thread has sent goes first, where the deployment has one slot: it has to end before.
+Where there are more, it only has to begin before, and might wait for what the thread does next; so then, and where
+somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by helping those, and theirs: by a path,
 never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
 
 Which not. Coroutines belong to their loop; the producer of a stream may have to wait for its reader, who would be the
@@ -18,6 +19,7 @@ a body can notice is the thread: its name, its locals, the locks that the caller
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, QUEUED, WAITING
@@ -47,10 +49,13 @@ def help_inputs(request: Request, waiting: Request | None) -> None:
         if state is ANSWERED:
             path.pop()
         elif state is QUEUED:
+            path[-1] = (at, iter(()))  # its arguments are its body's from here
+            del inputs
             if not at.router.run_here(at, waiting):
                 return
-        elif state is WAITING and (upstream := next(inputs, None)) is not None:
+        elif state is WAITING and at.deadline == inf and (upstream := next(inputs, None)) is not None:
             path.append((upstream, unanswered(upstream)))
+            del upstream
         else:  # it runs elsewhere, or is about to be queued by whoever brought its last input
             return
 
@@ -87,8 +92,7 @@ def run_claimed(
         return
     interrupt = _interrupt(outcome) if type(outcome) is Error else None
     if interrupt is not None:
-        outcome = request.cancellation()
-        request.was_cancelled = True
+        request.cancel()  # and with it what the body has called
     finish(seat, request, outcome)
     if interrupt is not None:
         raise interrupt
