@@ -2,9 +2,10 @@
 
 Which requests. One that nobody has begun to run and that stands at the head of its queue, where a slot is free: it is
 claimed as a worker would claim it, in the same order, within the same limits, and its body runs in the same context.
-An older request that the same thread has sent to the same deployment goes first. Where somebody else's is at the head, the
-thread waits, as it would have. A call that waits for arguments is helped by helping those, and theirs: by a path,
-never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
+An older request that the same thread has sent goes first, where the deployment has one slot: it has to end before. Where
+there are more, it only has to begin before, and might wait for what the thread does next; so then, and where
+somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by helping
+those, and theirs: by a path, never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
 
 A coroutine belongs to its loop, so a waiting thread becomes the loop for a while, if that sleeps
 (``concurrency/lease.py``); where the coroutine awaits calls that nobody has begun, the thread leaves the loop and helps those.
@@ -21,6 +22,7 @@ a body can notice is the thread: its name, its locals, the locks that the caller
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, QUEUED, RUNNING
@@ -51,6 +53,8 @@ def help_along(request: Request, waiting: Request | None) -> None:
             path.pop()
             continue
         if state is QUEUED:
+            path[-1] = (at, iter(()))  # its arguments are its body's from here
+            del inputs
             if not at.router.run_here(at, waiting):
                 return
             continue
@@ -60,10 +64,13 @@ def help_along(request: Request, waiting: Request | None) -> None:
             if at.state is ANSWERED:
                 continue
             inputs = _needs(at)
+        elif at.deadline != inf:
+            return
         upstream = next(inputs, None)
         if upstream is None:  # it is somebody else's turn to bring it on
             return
         path.append((upstream, unanswered(upstream)))
+        del upstream
 
 
 def _needs(request: Request) -> Iterator[Request]:
@@ -105,8 +112,7 @@ def run_claimed(
         return
     interrupt = _interrupt(outcome) if type(outcome) is Error else None
     if interrupt is not None:
-        outcome = request.cancellation()
-        request.was_cancelled = True
+        request.cancel()  # and with it what the body has called
     finish(seat, request, outcome)
     if interrupt is not None:
         raise interrupt

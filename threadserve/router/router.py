@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -318,12 +319,15 @@ class Router:
             if not self._queued:
                 return False
             head = self._head()
-            if head is not request and (request.state is not QUEUED or head.caller != get_ident()):
+            if head is not request and (
+                request.state is not QUEUED or head.caller != get_ident() or not self._is_one_at_a_time()
+            ):
                 return False
             seat = self._seats.least_loaded()
             if (
                 seat is None
                 or not self._limits.inline
+                or (waiting is not None and waiting.state is not RUNNING)
                 or head.deadline != inf
                 or head.channel is not None
                 or seat.begins_async[head.method]
@@ -331,7 +335,14 @@ class Router:
                 return False
             self._claim(seat)
         del request
-        run_claimed(seat, head, waiting, self._ended_elsewhere)
+        try:
+            run_claimed(seat, head, waiting, self._ended_elsewhere)
+        except BaseException as error:
+            if (
+                head in seat.running
+            ):  # no room was left on the stack, or a signal handler of the user's raised
+                self.kernel.errands.post(partial(self._lost, seat, head, type(error).__name__))
+            raise
         return True
 
     def visit(self, request: Request) -> bool:
@@ -376,6 +387,10 @@ class Router:
         if request.deadline != inf:
             request.started = self.kernel.now()
         return request
+
+    def _is_one_at_a_time(self) -> bool:
+        """Whether a request has to wait for the end of those before it, and not for their beginning only."""
+        return len(self._seats) == 1 and all(seat.limit == 1 for seat in self._seats)
 
     def _pump(self) -> _Effects:
         """See to it that somebody comes for the head, if a slot is free."""
@@ -482,6 +497,11 @@ class Router:
             deliver(news)
         if drained is not None:
             drained.set()
+
+    def _lost(self, seat: Seat, request: Request, reason: str) -> None:
+        """Be told that a thread that ran a request could not see to its end."""
+        if request in seat.running:
+            self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 
