@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from threadserve.call.blocking import block, suspend
 from threadserve.call.directory import refuse_after_fork
-from threadserve.call.request import ANSWERED, Request, check_cancelled, current_request
+from threadserve.call.request import ANSWERED, CURRENT, Request, check_cancelled, current_request
 from threadserve.call.response import is_in_event_loop, refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
@@ -60,7 +60,8 @@ class DeploymentResponseGenerator(Generic[R_co]):
         if is_in_event_loop():  # before an item is taken, which would be lost
             refuse_in_event_loop(self._name, "read it with `async for`")
         refuse_after_fork(self._request.router)
-        check_cancelled()
+        if CURRENT.get() is not None:
+            check_cancelled()
         item = self._channel.take()
         if item is EMPTY:
             item = self._wait_for_item()

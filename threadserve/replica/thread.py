@@ -270,10 +270,7 @@ class ThreadReplica:
         offer = channel.offer
         try:
             for item in items:
-                accepted = offer(item, None)
-                if accepted is None:
-                    accepted = self._put(request, channel, item)
-                if not accepted:
+                if not (offer(item, None) or self._put(request, channel, item)):
                     return
         finally:
             close = getattr(items, "close", None)
@@ -296,14 +293,15 @@ class ThreadReplica:
     async def _drain_async(self, request: Request, items: Any) -> None:
         channel = request.channel
         assert channel is not None
+        offer = channel.offer
         try:
             if isinstance(items, AsyncIterator):
                 async for item in items:
-                    if not await self._put_async(request, channel, item):
+                    if not (offer(item, None) or await self._put_async(request, channel, item)):
                         return
             else:
                 for item in items:
-                    if not await self._put_async(request, channel, item):
+                    if not (offer(item, None) or await self._put_async(request, channel, item)):
                         return
         finally:
             close = getattr(items, "aclose", None) or getattr(items, "close", None)
@@ -312,16 +310,15 @@ class ThreadReplica:
 
     async def _put_async(self, request: Request, channel: Channel, item: Any) -> bool:
         """Put `item` in the channel, suspending while it is full; False when it is closed."""
-        accepted = channel.offer(item, None)
-        while accepted is None:
+        while True:
             subscriber = LoopWaiter(*make_future())
             accepted = channel.offer(item, subscriber)
-            if accepted is None:
-                try:
-                    await suspend(subscriber, needs=request.readers(), is_ended=channel.has_room)
-                finally:
-                    channel.forget(subscriber)
-        return accepted
+            if accepted is not None:
+                return accepted
+            try:
+                await suspend(subscriber, needs=request.readers(), is_ended=channel.has_room)
+            finally:
+                channel.forget(subscriber)
 
     # ---- coroutines
 
