@@ -135,11 +135,15 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
 
 
 def _wait_until_answered(request: Request, timeout: float | None) -> bool:
+    if timeout is None:
+        while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
+            _wait_once(request, None)
+        return True
     now = request.router.kernel.now
-    end = None if timeout is None else now() + timeout
-    while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
-        left = None if end is None else end - now()
-        if left is not None and left <= 0:
+    end = now() + timeout
+    while request.state is not ANSWERED:
+        left = end - now()
+        if left <= 0:
             return False
         _wait_once(request, left)
     return True
@@ -155,7 +159,8 @@ def _wait_once(request: Request, timeout: float | None) -> None:
         request.cancel()
         raise
     finally:
-        request.forget(subscriber)
+        if request.state is not ANSWERED:  # else it has been told, or will be
+            request.forget(subscriber)
 
 
 async def wait_for_async(request: Request) -> None:

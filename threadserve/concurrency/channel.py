@@ -6,8 +6,9 @@ register a subscriber.
 
 An item that finds room, and one that is there, take no lock: appending to a deque and popping from it are atomic on
 all builds. Each side first does that and then looks whether the other one sleeps; and who is about to sleep first
-says so and then looks again. So either the sleeper finds the item (or the room), or the other side finds the sleeper: there is no gap
-between "I looked" and "I sleep" in which a wake-up could be lost. Who sleeps, and whether it has ended, is under the lock.
+says so and then looks again. So either the sleeper finds the item (or the room), or the other side finds the sleeper:
+there is no gap between "I looked" and "I sleep" in which a wake-up could be lost. Who sleeps, and whether the channel has
+ended, is under the lock.
 
 * ``finish`` is the producer's: no more items will come; readers get what is buffered, then END.
 * ``close`` is everybody else's (cancel, deadline, a reader that leaves): the buffer is dropped, readers get END at

@@ -44,12 +44,24 @@ class Subscriber(Protocol):
 
 def deliver(news: Iterable[Subscriber]) -> None:
     """Tell everyone, and everyone who is to be told in consequence. Never blocks; call it with no lock held."""
-    pending = deque(news)
-    while pending:
-        try:
-            pending.extend(pending.popleft().tell())
-        except Exception:
-            log_failure()
+    consequences: deque[Subscriber] | None = None
+    for subscriber in news:
+        consequences = _tell(subscriber, consequences)
+    while consequences:
+        _tell(consequences.popleft(), consequences)
+
+
+def _tell(subscriber: Subscriber, consequences: deque[Subscriber] | None) -> deque[Subscriber] | None:
+    """Tell one, and return `consequences` with those to be told next at the end; None as long as there are none."""
+    try:
+        following = subscriber.tell()
+        if following:
+            if consequences is None:
+                return deque(following)
+            consequences.extend(following)
+    except Exception:
+        log_failure()
+    return consequences
 
 
 def log_failure() -> None:

@@ -305,7 +305,7 @@ class Router:
     def help(self, request: Request, waiting: Request | None) -> None:
         """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
         while request.state is QUEUED:
-            if not self.run_here(request, waiting):
+            if not self._limits.inline or not self.run_here(request, waiting):
                 return
         if request.state is not ANSWERED:
             help_along(request, waiting)
