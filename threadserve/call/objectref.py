@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["ObjectRef", "ObjectRefGenerator", "Store", "object_id"]
+__all__ = ["ObjectRef", "ObjectRefGenerator", "Store", "find_object", "object_id"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -92,7 +92,7 @@ class ObjectRef(Answer[R_co]):
         raise TypeError("an ObjectRef cannot be iterated over: get its value first, with serve.get(ref) or await ref")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _found, (self.hex(),)
+        return _rebuilt, (self.hex(),)
 
 
 class ObjectRefGenerator(Generic[R_co]):
@@ -207,26 +207,35 @@ class Store:
 
 
 _lock = RealKernel.lock()
-_names: weakref.WeakKeyDictionary[Request, str] = weakref.WeakKeyDictionary()  # guarded by _lock
-_requests: weakref.WeakValueDictionary[str, Request] = weakref.WeakValueDictionary()  # guarded by _lock
+_ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # guarded by _lock
+_things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # guarded by _lock
 
 
-def object_id(request: Request) -> str:
-    """Return the id by which a ref to `request` can be found again, giving it one at the first call."""
+def object_id(thing: Any) -> str:
+    """Return the id by which `thing` can be found again as long as it lives, giving it one at the first call."""
     with _lock:
-        name = _names.get(request)
-        if name is None:
-            name = _names[request] = uuid4().hex
-            _requests[name] = request
-        return name
+        found = _ids.get(thing)
+        if found is None:
+            found = _ids[thing] = uuid4().hex
+            _things[found] = thing
+        return found
 
 
-def _found(name: str) -> ObjectRef[Any]:
+def find_object(id: str) -> Any:
+    """Return the thing that has this id.
+
+    Raises:
+        ServeError: It is not there any more, or never was in this process.
+    """
     with _lock:
-        request = _requests.get(name)
-    if request is None:
+        thing = _things.get(id)
+    if thing is None:
         raise ServeError(
-            f"there is no object {name} in this process: an ObjectRef can be unpickled only where it was pickled, "
-            "and only while another ref to the same object is kept"
+            f"there is no object {id} in this process: refs and actor handles can be unpickled only where they were "
+            "pickled, and only while another one to the same thing is kept"
         )
-    return ObjectRef(request)
+    return thing
+
+
+def _rebuilt(id: str) -> ObjectRef[Any]:
+    return ObjectRef(find_object(id))
