@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 
     from threadserve.call.request import Request
+    from threadserve.call.response import DeploymentResponse
     from threadserve.concurrency.kernel import Kernel
 
 __all__ = [
@@ -50,7 +51,7 @@ FIRST_EXCEPTION = concurrent.futures.FIRST_EXCEPTION
 R = TypeVar("R")
 S = TypeVar("S")
 
-Source: TypeAlias = "DeploymentResponse[R] | concurrent.futures.Future[R]"
+Source: TypeAlias = "Answer[R] | concurrent.futures.Future[R]"
 """Something that will have an outcome."""
 
 

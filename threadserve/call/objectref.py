@@ -72,10 +72,6 @@ class ObjectRef(Answer[R_co]):
         """
         return cast("concurrent.futures.Future[R_co]", mirror(self._request))
 
-    def done(self) -> bool:
-        """Whether there is a value, or a failure. Never blocks."""
-        return self._request.state is ANSWERED
-
     def hex(self) -> str:
         """Return the id of what this refers to: the same for equal refs, in this process."""
         return object_id(self._request)
@@ -89,7 +85,9 @@ class ObjectRef(Answer[R_co]):
         )
 
     def __iter__(self) -> NoReturn:
-        raise TypeError("an ObjectRef cannot be iterated over: get its value first, with serve.get(ref) or await ref")
+        raise TypeError(
+            "an ObjectRef cannot be iterated over: get its value first, with serve.get(ref) or await ref"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self.hex(),)
@@ -164,7 +162,11 @@ class ObjectRefGenerator(Generic[R_co]):
     def _failed(self, error: Exception) -> ObjectRef[R_co]:
         """Make a ref of what the stream ended with; what is about the reader, and no failure of the stream, is raised."""
         outcome = self._request.outcome
-        if isinstance(error, (StopIteration, StopAsyncIteration)) or outcome is None or outcome.exception is None:
+        if (
+            isinstance(error, (StopIteration, StopAsyncIteration))
+            or outcome is None
+            or outcome.exception is None
+        ):
             raise error
         self._has_ended = True
         return self._store.settled(Error(error), self._request.method)
@@ -221,21 +223,21 @@ def object_id(thing: Any) -> str:
         return found
 
 
-def find_object(id: str) -> Any:
+def find_object(name: str) -> Any:
     """Return the thing that has this id.
 
     Raises:
         ServeError: It is not there any more, or never was in this process.
     """
     with _lock:
-        thing = _things.get(id)
+        thing = _things.get(name)
     if thing is None:
         raise ServeError(
-            f"there is no object {id} in this process: refs and actor handles can be unpickled only where they were "
+            f"there is no object {name} in this process: refs and actor handles can be unpickled only where they were "
             "pickled, and only while another one to the same thing is kept"
         )
     return thing
 
 
-def _rebuilt(id: str) -> ObjectRef[Any]:
-    return ObjectRef(find_object(id))
+def _rebuilt(name: str) -> ObjectRef[Any]:
+    return ObjectRef(find_object(name))

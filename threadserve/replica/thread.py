@@ -223,9 +223,7 @@ class ThreadReplica:
         name = f"{request.router.name}.{request.method}"
         where = {"deployment": request.router.name, "request_id": request.request_id}
         if isinstance(error, SystemExit):
-            died = self.died(
-                f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where
-            )
+            died = self.died(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
             died.__cause__ = error
             request.answer(Error(died))  # first, for the replica's death is the end of all that runs in it
             self.on_death(error)

@@ -57,14 +57,27 @@ class Quarters(Protocol):
     """Replicas behind one router, as far as the controller has to do with them."""
 
     @property
-    def router(self) -> Router: ...
+    def router(self) -> Router:
+        """What they get their requests from."""
+        ...
+
     @property
-    def seats(self) -> Sequence[Seat]: ...
+    def seats(self) -> Sequence[Seat]:
+        """Those of the replicas that are up."""
+        ...
+
     @property
-    def is_growing(self) -> bool: ...
+    def is_growing(self) -> bool:
+        """Whether replicas are starting that will take requests. Takes no lock."""
+        ...
+
     @property
-    def graceful_shutdown_timeout_s(self) -> float: ...
-    def close(self, reason: str) -> None: ...
+    def graceful_shutdown_timeout_s(self) -> float:
+        """How long running requests may take to finish when they are closed."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """Take no more requests; those that run go on. Starts no thread."""
 
 
 class Lodger(Protocol):

@@ -61,7 +61,10 @@ class DeadlockWatch:
     """
 
     def __init__(
-        self, kernel: Kernel, pools: Callable[[], Sequence[Watched]], is_being_replaced: Callable[[Router], bool]
+        self,
+        kernel: Kernel,
+        pools: Callable[[], Sequence[Watched]],
+        is_being_replaced: Callable[[Router], bool],
     ) -> None:
         self._kernel = kernel
         self._pools = pools

@@ -138,10 +138,9 @@ class ActorMethod:
         Calls of one caller run in the order in which they were made, also where an earlier one has to wait for its
         arguments. A call to an actor that has ended fails with ActorDiedError.
         """
-        num_returns = self._options.num_returns
-        return send(
-            self._handle, self._grip, args, kwargs, 1 if num_returns is None else num_returns, self._grip.actor.store
-        )
+        num_returns = 1 if self._options.num_returns is None else self._options.num_returns
+        store = self._grip.actor.store
+        return send(self._handle, self._grip, args, kwargs, num_returns=num_returns, store=store)
 
     def options(self, **options: Any) -> ActorMethod:
         """Return the same method with other options; what is not named stays as it is. See ``MethodOptions``.
@@ -203,7 +202,9 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
         TypeError: This is no ActorHandle.
     """
     if not isinstance(actor, ActorHandle):
-        raise TypeError(f"serve.kill takes an ActorHandle, not {shown(actor)}; tasks are ended with serve.cancel")
+        raise TypeError(
+            f"serve.kill takes an ActorHandle, not {shown(actor)}; tasks are ended with serve.cancel"
+        )
     actor._grip.actor.kill("it was killed with serve.kill", may_restart=not no_restart)
 
 

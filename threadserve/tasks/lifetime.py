@@ -188,9 +188,7 @@ class Actor:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start it, as soon as the responses and refs among the arguments have their values. Never blocks."""
-        creation = Request(
-            self.router, "__init__", args, kwargs, context=Context(), request_id=str(uuid4())
-        )
+        creation = Request(self.router, "__init__", args, kwargs, context=Context(), request_id=str(uuid4()))
         self._creation = creation
         creation.subscribe(_Creation(self, creation))
         try:
@@ -255,7 +253,9 @@ class Actor:
             if self._is_over:
                 return False
             self._seat = seat
-            self.router.replace((), (seat,))  # under the lock: who ends the actor sees the seat, or comes first
+            self.router.replace(
+                (), (seat,)
+            )  # under the lock: who ends the actor sees the seat, or comes first
             self._is_starting = False
             if self.options.max_restarts == 0:
                 self._arguments = ((), {})
@@ -432,4 +432,6 @@ def _ready(_grip: Grip) -> bool:
 def _is_async(cls: Callable[..., Any]) -> bool:
     """Whether a class has a method that is a coroutine or an async generator."""
     members = (inspect.getattr_static(cls, name, None) for name in dir(cls))
-    return any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for member in members)
+    return any(
+        inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for member in members
+    )

@@ -44,7 +44,9 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     is_one = not isinstance(refs, (list, tuple))
     sources = (refs,) if is_one else tuple(refs)
     if isinstance(refs, ObjectRefGenerator):
-        raise TypeError("serve.get takes refs, not the generator of refs: read it with `for ref in generator`")
+        raise TypeError(
+            "serve.get takes refs, not the generator of refs: read it with `for ref in generator`"
+        )
     gathering = gather(*sources)
     with nullcontext() if all(source.done() for source in sources) else lent():
         values = gathering.result(timeout_s=timeout)
@@ -86,7 +88,7 @@ def wait(
         raise ConfigError("serve.wait: each ref can be given once, and one was given twice")
     if not sources:
         return [], []
-    if not isinstance(num_returns, int) or not 1 <= num_returns <= len(sources):
+    if not 1 <= num_returns <= len(sources):
         raise ConfigError(f"serve.wait: num_returns must be from 1 to {len(sources)}, not {num_returns!r}")
     ready: set[S] = set()
     with lent(), closing(cast("Generator[S]", iter(as_completed(sources, timeout)))) as done:
@@ -118,4 +120,6 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
     elif isinstance(ref, Answer):
         request_of(ref).cancel()
     else:
-        raise TypeError(f"serve.cancel takes an ObjectRef or a response, not {shown(ref)}; actors are ended with serve.kill")
+        raise TypeError(
+            f"serve.cancel takes an ObjectRef or a response, not {shown(ref)}; actors are ended with serve.kill"
+        )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadserve.app.rules import (
     Rule,
@@ -25,6 +24,9 @@ from threadserve.app.rules import (
 from threadserve.call.deadline import check_timeout
 from threadserve.errors import ConfigError, NotSupportedError
 from threadserve.runtime.resources import Demand
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["STREAMING", "ActorOptions", "MethodOptions", "TaskOptions", "changed"]
 

@@ -22,6 +22,7 @@ from threadserve.call.context import REPLICA, DeploymentID
 from threadserve.call.objectref import find_object, object_id
 from threadserve.call.request import ANSWERED, Request, current_request
 from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.waiter import deliver
 from threadserve.errors import Cancelled, ResourceError
 from threadserve.replica.target import Target
 from threadserve.replica.thread import ThreadReplica
@@ -48,7 +49,9 @@ class TaskRouter(Router):
 
     def __init__(self, kernel: Kernel, deployment: str = "tasks") -> None:
         super().__init__(kernel, "threadserve", deployment)
-        self._lent: dict[Request, int] = {}  # guarded by lock; how many of its waits have lent the task's slot
+        self._lent: dict[
+            Request, int
+        ] = {}  # guarded by lock; how many of its waits have lent the task's slot
         self.pool: TaskPool
 
     def lend(self, task: Request) -> None:
@@ -128,9 +131,10 @@ class ReservingRouter(TaskRouter):
             lines = list(self._lines.values())
         for line in lines:
             for request in line.leave():
-                request.answer(self._unavailable(request))
+                deliver(super().admit(request))  # which is refused
 
     def begin(self, task: Request) -> None:
+        """Be told that the body of `task` begins, which from now on gives back itself what it holds."""
         with self._own:
             hold = self._held.get(task)
             if hold is None:

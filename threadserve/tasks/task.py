@@ -64,7 +64,7 @@ class RemoteFunction(Generic[R]):
             ``num_returns="streaming"``, which is the default of generator functions.
         """
         workforce, handle = self._reach()
-        return send(handle, self._job, args, kwargs, self._num_returns, workforce.store)
+        return send(handle, self._job, args, kwargs, num_returns=self._num_returns, store=workforce.store)
 
     def options(self, **options: Any) -> RemoteFunction[R]:
         """Return the same function with other options; what is not named stays as it is. See ``TaskOptions``.

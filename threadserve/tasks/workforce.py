@@ -6,17 +6,17 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from threadserve.api import controller
+from threadserve.call.answer import request_of
 from threadserve.call.objectref import ObjectRef, Store
 from threadserve.concurrency.outcome import Error, Value
 from threadserve.errors import ConfigError
 from threadserve.handle import DeploymentHandle
-from threadserve.call.answer import request_of
 from threadserve.tasks.lifetime import Actor
 from threadserve.tasks.options import STREAMING
 from threadserve.tasks.pool import ReservingRouter, TaskPool, TaskRouter, default_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from threadserve.call.request import Request
     from threadserve.concurrency.waiter import Subscriber
@@ -155,7 +155,6 @@ class Workforce:
             if self._names.get(key) is actor:
                 del self._names[key]
 
-
     def _let_go(self, actor: Actor) -> None:
         """Be told that nothing is left of an actor."""
         with self._lock:
@@ -176,6 +175,7 @@ def send(
     first: object,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
     num_returns: int | str,
     store: Store,
 ) -> Any:
