@@ -89,4 +89,4 @@ def on_stage(test: Callable[[Stage], object], *, seeds: int | None = None, **opt
         with staged(kernel, **options) as stage:
             test(stage)
 
-    explore(run, min(SEEDS, 20) if seeds is None else seeds)
+    explore(run, min(SEEDS, 8) if seeds is None else seeds)
