@@ -26,8 +26,7 @@ def divide(numbers: list[int]) -> int:
 
 @serve.remote
 class Tally:
-    """An actor: one instance, one call at a time, in order. Its state needs no lock."""
-
+    # An actor: one instance, one call at a time, in order. Its state needs no lock.
     def __init__(self) -> None:
         self.entries: dict[str, int] = {}
 
@@ -48,7 +47,9 @@ class Doubler:
 if __name__ == "__main__":
     tally: Any = Tally.remote()
     result = divide.remote(list(range(10)))  # a ref: there is no value yet, and nobody waits for it
-    tally.note.remote("squares", result)  # the actor is called once there is one, and what follows comes after
+    tally.note.remote(
+        "squares", result
+    )  # the actor is called once there is one, and what follows comes after
 
     with serve.running(Doubler.bind()) as doubler:
         doubled = doubler.remote(result)  # a ref is an argument of a deployment as well ...

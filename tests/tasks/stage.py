@@ -79,6 +79,7 @@ def check_books(stage: Stage) -> None:
     router = stage.workforce.reserving_tasks.router
     assert isinstance(router, ReservingRouter)
     assert not router._held
+    assert not router._lines
     assert router.pool.seats[0].limit == 0
 
 
