@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_cancelled, current_request
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
-from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.threads import forget_ours, get_ident
 from threadserve.concurrency.waiter import ThreadWaiter
 
 if TYPE_CHECKING:
@@ -127,8 +128,11 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
             except KeyboardInterrupt:
                 request.cancel()
                 raise
+            if type(request.outcome) is Error:
+                forget_ours(request.outcome.exception.__traceback__)
         if request.state is not ANSWERED and not _wait_until_answered(request, timeout):
             return False
+    del request  # for the same reason
     if waiting is not None:
         check_cancelled()
     return True

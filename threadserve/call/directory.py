@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "disown_after_fork", "find", "refuse_after_fork", "register"]
+__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "refuse_after_fork", "register"]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (
@@ -34,7 +34,28 @@ def find(app: str, deployment: str) -> Router | None:
         return _routers.get((app, deployment))
 
 
-class Absent:
+class Unmanned:
+    """What routers have in common that run nothing: their requests are answered by others."""
+
+    def watch(self) -> None:
+        """Nobody waits here."""
+
+    def leave(self, request: Request) -> None:
+        """Nothing is on the books here."""
+
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """There is nothing to run."""
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """There is nothing to run."""
+        return False
+
+    def visit(self, request: Request) -> bool:
+        """There is nothing to run."""
+        return False
+
+
+class Absent(Unmanned):
     """The router of a deployment that is not here: answers every request with DeploymentUnavailableError."""
 
     def __init__(self, app: str, deployment: str, reason: str) -> None:
@@ -55,23 +76,6 @@ class Absent:
             request_id=request.request_id,
         )
         request.answer(Error(error))
-
-    def watch(self) -> None:
-        """Nobody waits here."""
-
-    def leave(self, request: Request) -> None:
-        """Nothing is on the books here."""
-
-    def help(self, request: Request, waiting: Request | None) -> None:
-        """Nothing runs here."""
-
-    def run_here(self, request: Request, waiting: Request | None) -> bool:
-        """Nothing runs here."""
-        return False
-
-    def visit(self, request: Request) -> bool:
-        """Nothing runs here."""
-        return False
 
 
 class _LostLock:

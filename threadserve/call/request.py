@@ -41,7 +41,16 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel, Lock, Timer
     from threadserve.concurrency.loops import LoopThread
 
-__all__ = ["CURRENT", "Adapter", "Request", "Router", "State", "Wait", "check_cancelled", "current_request"]
+__all__ = [
+    "CURRENT",
+    "Adapter",
+    "Request",
+    "Router",
+    "State",
+    "Wait",
+    "check_cancelled",
+    "current_request",
+]
 
 
 class State(enum.Enum):
@@ -163,8 +172,7 @@ class Request:
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
-    # What nearly every call needs has a slot; what few need is an attribute of the class until it is set, because making
-    # a request costs as much as it has slots: half as many, half the time.
+    # What few calls need is an attribute of the class until it is set: making a request costs as much as it has slots.
     __slots__ = (
         "__dict__",
         "__weakref__",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Inheritance",
     "below_ours",
+    "forget_ours",
     "get_ident",
     "is_current",
     "is_main_thread",
@@ -79,6 +80,20 @@ def below_ours(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
         trace = trace.tb_next
     return trace
+
+
+def forget_ours(trace: TracebackType | None) -> None:
+    """Clear the frames of ours that called the code a traceback is about, as far as they have ended.
+
+    Frames lead back to their callers', and ours hold the request, whose outcome holds the traceback: a cycle.
+    """
+    frame = None if trace is None else trace.tb_frame.f_back
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+        try:
+            frame.clear()
+        except RuntimeError:  # it still runs
+            return
+        frame = frame.f_back
 
 
 def user_line(frame: FrameType | None) -> str:

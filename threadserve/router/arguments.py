@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from threadserve.call.answer import Answer, request_of
 from threadserve.call.request import ANSWERED, Request
-from threadserve.call.response import DeploymentResponse, request_of
+from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.concurrency.future import is_future
 from threadserve.concurrency.outcome import Error, Outcome, capture
@@ -16,45 +17,44 @@ if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Inputs", "has_inputs", "unanswered"]
+__all__ = ["Inputs", "count_inputs", "unanswered"]
 
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 _LOOK_DEPTH = 2
 _LOOK_COUNT = 64
 
 
-def has_inputs(request: Request) -> bool:
-    """Whether `request` has responses or futures among its arguments.
+def count_inputs(request: Request) -> int:
+    """Return how many responses, refs and futures `request` has among its arguments.
 
     Raises:
         ArgumentError: A response is nested in a container, or a generator is an argument.
     """
-    found = False
+    found = 0
     for value in request.args or ():
         if type(value) not in _PLAIN and _is_input(request, value):
-            found = True
+            found += 1
     if request.kwargs:
         for value in request.kwargs.values():
             if type(value) not in _PLAIN and _is_input(request, value):
-                found = True
+                found += 1
     return found
 
 
 def _is_input(request: Request, value: Any) -> bool:
-    kind = type(value)
-    if kind is DeploymentResponse:
+    if isinstance(value, Answer):
         return True
-    if kind in _CONTAINERS:
+    if type(value) in _CONTAINERS:
         _look_inside(request, value)
     elif isinstance(value, DeploymentResponseGenerator):
         _refuse_stream(request)
-    return _can_be_awaited(value)
+    return is_future(value)
 
 
 def unanswered(request: Request) -> Iterator[Request]:
     """Iterate over the calls whose answers `request` waits for, as of when each is looked at."""
     for value in _arguments(request):
-        if isinstance(value, DeploymentResponse) and request_of(value).state is not ANSWERED:
+        if isinstance(value, Answer) and request_of(value).state is not ANSWERED:
             yield request_of(value)
 
 
@@ -115,12 +115,11 @@ class Inputs:
     __slots__ = ("_admit", "_pending", "_request", "_upstream")
 
     def __init__(
-        self, request: Request, admit: Callable[[Request, Subscriber], Iterable[Subscriber]]
+        self, request: Request, count: int, admit: Callable[[Request, Subscriber], Iterable[Subscriber]]
     ) -> None:
         self._request = request
         self._admit = admit
-        self._pending = sum(1 for value in _arguments(request) if _can_be_awaited(value))
-        """Guarded by the lock of the request's router."""
+        self._pending = count  # guarded by the lock of the request's router
         self._upstream: list[tuple[Request, _Input]] = []
 
     def register(self) -> None:
@@ -129,7 +128,7 @@ class Inputs:
         for value in _arguments(request):
             if type(value) in _PLAIN:
                 continue
-            if isinstance(value, DeploymentResponse):
+            if isinstance(value, Answer):
                 upstream = request_of(value)
                 watch = _Input(self, upstream)
                 self._upstream.append((upstream, watch))
@@ -194,15 +193,11 @@ class Inputs:
         return None
 
 
-def _can_be_awaited(value: Any) -> bool:
-    return type(value) not in _PLAIN and (isinstance(value, DeploymentResponse) or is_future(value))
-
-
 def _outcome(value: Any) -> Outcome | None:
     """Return how an input ended; None for what is no input."""
     if type(value) in _PLAIN:
         return None
-    if isinstance(value, DeploymentResponse):
+    if isinstance(value, Answer):
         return request_of(value).outcome
     if is_future(value):
         outcome = capture(value.result)

@@ -32,7 +32,6 @@ the cost); one queue per replica (idle replicas beside queued requests).
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,9 +40,15 @@ from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
-from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
-from threadserve.router.arguments import Inputs, has_inputs
+from threadserve.errors import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaDiedError,
+    RequestError,
+)
+from threadserve.router.arguments import Inputs, count_inputs
 from threadserve.router.helping import help_along, run_claimed
+from threadserve.router.limits import Holdings, Limits, RouterStatistics
 from threadserve.router.seats import Seat, Seats
 
 if TYPE_CHECKING:
@@ -55,51 +60,6 @@ if TYPE_CHECKING:
     from threadserve.replica.thread import ThreadReplica
 
 __all__ = ["Holdings", "Limits", "Router", "RouterStatistics"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a deployment allows its callers."""
-
-    max_queued_requests: int = -1
-    """Requests that may wait beside those that have a slot; -1 for any number."""
-    stream_buffer_size: int = 64
-    """Items that a stream's producer may run ahead of its reader."""
-    status_code: int = 503
-    """What HTTP answers when the queue is full."""
-    retry_after_s: float | None = None
-    """What HTTP then advises, in seconds."""
-    inline: bool = True
-    """Whether a thread that waits for a request may run it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouterStatistics:
-    """What a router had at one moment."""
-
-    waiting: int
-    """Requests that wait for their arguments."""
-    queued: int
-    """Requests that wait for a slot."""
-    ongoing: int
-    """Slots that are taken in replicas that get requests."""
-    replicas: int
-    """Replicas that get requests."""
-    workers: int
-    """Worker threads of those replicas."""
-
-
-class Holdings(NamedTuple):
-    """The unanswered requests of a deployment at one moment."""
-
-    waiting: tuple[Request, ...]
-    """Those that wait for their arguments."""
-    queued: tuple[Request, ...]
-    """Those that wait for a slot."""
-    running: tuple[Request, ...]
-    """Those that have one, answered or not."""
-    has_free_slot: bool
-    """Whether a queued request could go on: there is a free slot, or no replica yet."""
 
 
 class _Effects(NamedTuple):
@@ -133,6 +93,10 @@ class Router:
         self._seats = Seats()
         self.on_wait: Callable[[], None] = _nobody
         """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
+        self.unavailable: Callable[..., RequestError] = DeploymentUnavailableError
+        """Makes the error of a request that comes when the router is closed; set by who wants another one."""
+        self.died: Callable[..., RequestError] = ReplicaDiedError
+        """Makes the error of a request that was given up with its replica; the same."""
         self._is_waking = False
 
     def __repr__(self) -> str:
@@ -205,6 +169,18 @@ class Router:
         replica.on_done = lambda request, outcome: self._ended_elsewhere(seat, request, outcome)
         return seat
 
+    def resize(self, seat: Seat, by: int) -> None:
+        """Give `seat` so many slots more, or fewer. What runs in it goes on; it gets nothing new until it has room."""
+        spare: list[WaiterLike] = []
+        with self.lock:
+            self._seats.resize(seat, by)
+            while seat.idle and seat.workers - len(spare) > seat.limit:
+                spare.append(seat.idle.pop())
+            effects = self._pump()
+        for worker in spare:
+            worker.set()
+        self._act(effects)
+
     def drain(self, seat: Seat, timeout: float | None = None) -> bool:
         """Wait until the last request of a closed seat has returned: True; False after `timeout` seconds. Blocks."""
         waiter = self.kernel.waiter()
@@ -251,16 +227,16 @@ class Router:
     def assign(self, request: Request) -> None:
         """Take over `request` and see to its answer. Never blocks, never raises."""
         try:
-            waits = has_inputs(request)
+            count = count_inputs(request)
         except Exception as error:  # a refusal, or what a class raises that does not want to be looked at
             request.answer(Error(error.with_traceback(None)))  # whose frames hold the arguments
             return
-        if not waits:
+        if not count:
             news = self.admit(request)
             if news:
                 deliver(news)
             return
-        inputs = Inputs(request, self.admit)
+        inputs = Inputs(request, count, self.admit)
         with self.lock:
             is_open = self._closed_because is None
             if is_open and request.state is WAITING:
@@ -281,8 +257,9 @@ class Router:
         news: Sequence[Subscriber] = ()
         effects = _NOTHING
         with self.lock:
-            if inputs is not None:
+            if self._waiting:
                 self._waiting.pop(request, None)
+            if inputs is not None:
                 request.drop(inputs)
             if request.state is not WAITING:
                 pass  # answered meanwhile: cancelled, most likely
@@ -481,6 +458,9 @@ class Router:
             if self._queued and seat.has_room and not self._is_waking:
                 self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
                 return True
+            if seat.workers > seat.limit:  # it has lost slots
+                seat.workers -= 1
+                return False
             seat.idle.append(waiter)
         waiter.wait()
         return True
@@ -546,7 +526,7 @@ class Router:
 
     def _unavailable(self, request: Request, reason: str | None = None) -> Error:
         return Error(
-            DeploymentUnavailableError(
+            self.unavailable(
                 f"{self.name} is not available: {reason or self._closed_because}",
                 deployment=self.name,
                 request_id=request.request_id,
@@ -555,7 +535,7 @@ class Router:
 
     def _died(self, request: Request, reason: str) -> Error:
         return Error(
-            ReplicaDiedError(
+            self.died(
                 f"request {request.request_id} to {self.name}.{request.method} was given up: {reason}",
                 deployment=self.name,
                 request_id=request.request_id,
