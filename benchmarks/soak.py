@@ -366,8 +366,9 @@ class Client:
         while time.monotonic() < self.end:
             answer = self._send([])
             patience = HANG_S if self.chance.random() < 0.9 else 0.005
+            limit = asyncio.timeout(patience)
             try:
-                async with asyncio.timeout(patience) as limit:
+                async with limit:
                     if isinstance(answer, serve.DeploymentResponse):
                         await answer
                     else:
@@ -498,10 +499,10 @@ def report(account: Account, left: list[str]) -> bool:
     sources = ["calls", "streams", "by bodies"]
     kinds = ["value", "user error", *KINDS.values(), "surprise"]
     rows: list[list[object]] = [["sent", *[account.sent[source] for source in sources]]]
-    rows += [[kind, *[account.answered[source, kind] for source in sources]] for kind in kinds]
+    rows.extend([kind, *[account.answered[source, kind] for source in sources]] for kind in kinds)
     answered = [sum(account.answered[source, kind] for kind in kinds) for source in sources]
     missing = [account.sent[source] - count for source, count in zip(sources, answered, strict=True)]
-    rows += [["answered", *answered], ["unaccounted", *missing]]
+    rows.extend((["answered", *answered], ["unaccounted", *missing]))
     table(QUESTION, ["", *sources], rows)
     faults = ", ".join(f"{count} {kind}" for kind, count in sorted(account.faults.items()))
     print(f"\nfaults: {faults}\nbodies: {account.begun} begun, {account.ended} ended")

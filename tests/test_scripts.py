@@ -426,6 +426,39 @@ class TestCtrlC:
         assert ended.out == "finalized\nServeStatus(applications={})\n"
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no interval timers here")
+class TestASignalHandlerOfTheUsers:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("verb", ["serve.delete('default')", "serve.shutdown()"])
+    def test_may_take_apps_down_whatever_it_interrupts(self, tmp_path: Path, verb: str) -> None:
+        ended = run(
+            tmp_path,
+            f"""
+            def handle(*_):
+                handled.append(1)
+                {verb}
+
+            handled = []
+            signal.signal(signal.SIGALRM, handle)
+            end = time.monotonic() + 30
+            rounds = 0
+            while len(handled) < 200 and time.monotonic() < end:
+                try:
+                    h = serve.run(double.bind())
+                except serve.ServeError:  # a shutdown that was left to a thread comes just now
+                    continue
+                begun = len(handled)
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 * (1 + rounds % 7))
+                while len(handled) == begun:
+                    h.remote(1)
+                rounds += 1
+            print(len(handled))
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "200\n", "")
+
+
 @HAS_FORK
 class TestFork:
     def test_gives_the_child_a_clear_error_and_an_app_of_its_own(self, tmp_path: Path) -> None:

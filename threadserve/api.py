@@ -12,14 +12,14 @@ from threadserve.app.config import UNSET, HTTPOptions, Unset
 from threadserve.app.graph import build
 from threadserve.call import directory
 from threadserve.call.context import inheritance
-from threadserve.concurrency.interrupts import Interrupts
+from threadserve.concurrency.interrupts import Interrupts, is_our_code_interrupted
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import ConfigError, ServeError
 from threadserve.runtime.controller import Controller
 from threadserve.runtime.status import ServeStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from threadserve.app.deployment import Application
@@ -291,8 +291,11 @@ def delete(name: str) -> None:
     """Take an app down: running requests finish, queued ones get DeploymentUnavailableError.
 
     Blocks until it is gone, for the longest ``graceful_shutdown_timeout_s`` of the app at most; from inside a replica of
-    the app it does not wait. An unknown name is no error. Any thread.
+    the app it does not wait, nor in a signal handler that has interrupted threadserve itself. An unknown name is no
+    error. Any thread.
     """
+    if _is_left_to_a_thread(lambda: delete(name)):
+        return
     runtime = _runtime
     if runtime is not None:
         runtime.controller.delete(name)
@@ -301,6 +304,8 @@ def delete(name: str) -> None:
 def shutdown() -> None:
     """Take all apps down, as ``delete`` does, and stop serving HTTP. Blocks. May be repeated; ``run`` starts anew."""
     global _runtime, _former
+    if _is_left_to_a_thread(shutdown):
+        return
     with _lock:
         runtime = _runtime or _former
         _runtime, _former = None, runtime
@@ -308,6 +313,14 @@ def shutdown() -> None:
         runtime.shutdown()
     while _blocked:
         _blocked.pop().set()
+
+
+def _is_left_to_a_thread(verb: Callable[[], object]) -> bool:
+    """Leave `verb` to a thread, and say so, where a signal handler asks for it and its wait could not end."""
+    if not is_our_code_interrupted():
+        return False
+    _kernel.errands.post(lambda: _kernel.spawn("threadserve signalled", verb))
+    return True
 
 
 def status() -> ServeStatus:

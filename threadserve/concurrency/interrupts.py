@@ -31,7 +31,7 @@ from threadserve.concurrency.waiter import wait_on
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "is_our_code_interrupted"]
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -52,6 +52,21 @@ def _may_raise(frame: FrameType | None) -> bool:
             return package != _PACKAGE
         frame = frame.f_back
     return True
+
+
+def is_our_code_interrupted() -> bool:
+    """Whether a signal handler of the user's asks, and the code of ours that it interrupted may hold locks.
+
+    Then nothing can be waited for here: what is interrupted goes on only when the handler has returned.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code not in codes:
+        frame = frame.f_back
+    return frame is not None and not _may_raise(frame.f_back)
 
 
 class Interrupts:
