@@ -13,6 +13,7 @@ from tests.runtime.test_deadlock import Stage, anothing, nothing, play
 from threadserve.call.blocking import block, suspend, wait_for, wait_for_async
 from threadserve.call.request import Request, current_request
 from threadserve.call.response import request_of
+from threadserve.concurrency.loops import LoopWaiter
 from threadserve.concurrency.outcome import Value
 from threadserve.errors import Cancelled, RequestCancelledError
 
@@ -341,7 +342,7 @@ class TestInACoroutine:
                     loop = asyncio.get_running_loop()
                     future: asyncio.Future[None] = loop.create_future()
                     loop.call_later(5, future.set_result, None)
-                    await suspend(loop, future)
+                    await suspend(LoopWaiter(loop, future))
                 else:
                     await wait_for_async(request)
 

@@ -69,6 +69,10 @@ class Absent:
         """Nothing runs here."""
         return False
 
+    def visit(self, request: Request) -> bool:
+        """Nothing runs here."""
+        return False
+
 
 class _LostLock:
     """The lock of a router in a forked child: its threads are not there, so waiting on it would never end."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.future import CallFuture
     from threadserve.concurrency.kernel import Kernel, Lock, Timer
+    from threadserve.concurrency.loops import LoopThread
 
 __all__ = ["CURRENT", "Adapter", "Request", "Router", "State", "Wait", "check_cancelled", "current_request"]
 
@@ -113,8 +114,12 @@ class Router(Protocol):
     def run_here(self, request: Request, waiting: Request | None) -> bool:
         """Run `request`, which is queued here, or one before it, on the calling thread; False where it cannot be.
 
-        The step that ``help`` is made of.
+        A step that ``help`` is made of, as is the next.
         """
+        ...
+
+    def visit(self, request: Request) -> bool:
+        """Run what is ready on the loop that the body of `request` runs on; False where it cannot be."""
         ...
 
 
@@ -151,6 +156,7 @@ class Request:
         future: The ``concurrent.futures.Future`` that mirrors it; None until somebody asks for one.
         reader: The request whose body reads this one's stream, where that is known.
         runner: Who runs the body: the identifier of a thread, or a task.
+        host: Whose event loop the body runs on, where it runs on one.
         wait: What the body waits for, while it does; None where it could go on by itself.
         helped: The request whose body runs on this one's thread, above this one's, which waits for it; else None.
         depth: How many bodies run on its thread below its own, each helped by the one below.
@@ -191,6 +197,7 @@ class Request:
     wait: Wait | None = None
     helped: Request | None = None
     reader: Request | None = None
+    host: LoopThread | None = None
     _timer: Timer | None = None
     _interrupt: Callable[[], object] | None = None
 
@@ -326,8 +333,8 @@ class Request:
         """Settle after the body has returned, with the router's lock held; the answer may have been given before."""
         self.is_over = True
         self.runner = None  # a task holds the context that holds this request
-        if self._interrupt is not None:
-            self._interrupt = None
+        if self._interrupt is not None or self.host is not None:
+            self._interrupt = self.host = None
         return self.settle(outcome) or []
 
     def answer(self, outcome: Outcome) -> bool:
@@ -555,6 +562,8 @@ class _Aftermath:
 
     def _release_children(self) -> None:
         """The body has returned, so they have no parent any more; the deadline that they had from it stays."""
+        if self._request._children is None:  # and there will be none: it is answered
+            return
         with self._request.router.lock:
             children, self._request._children = self._request._children, None
         for child in children or ():

@@ -8,23 +8,27 @@ from functools import partial
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from threadserve.concurrency.lease import Gate
 from threadserve.concurrency.threads import stack_text, user_line
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from contextvars import Context
     from types import CellType
 
     from threadserve.concurrency.kernel import Kernel, Thread
+    from threadserve.concurrency.waiter import Subscriber
 
 __all__ = [
     "LoopThread",
+    "LoopWaiter",
     "current_task",
     "is_cancellation",
     "make_future",
     "may_time_out",
+    "post",
     "run_coroutine",
     "stack_of_task",
 ]
@@ -44,6 +48,7 @@ class LoopThread:
         self._is_woken = False  # guarded by _lock: the loop will look at the inbox
         self._is_stopping = False  # guarded by _lock
         self._thread: Thread | None = None  # guarded by _lock
+        self._gate: Gate | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop, once its thread has made it."""
 
@@ -61,9 +66,29 @@ class LoopThread:
                 self._is_woken = True
             self._inbox.append(fn)
             wake, self._is_woken = not self._is_woken, True
-        if wake and self.loop is not None:
-            self.loop.call_soon_threadsafe(self._drain)
+        if wake:
+            self._wake()
         return True
+
+    def visit(self, is_enough: Callable[[], bool]) -> bool:
+        """Be the loop for a while: run, on the calling thread, what was submitted and what is ready.
+
+        Returns once nothing is ready, or `is_enough` says so; at once, with False, where the loop's own thread is
+        at work. The calling thread must not run an event loop.
+
+        Raises:
+            KeyboardInterrupt: It struck while the user's code ran.
+        """
+        gate = self._gate
+        return gate is not None and not self._is_stopping and gate.visit(self._work_off, is_enough)
+
+    def _wake(self) -> None:
+        """Have the loop's own thread look at the inbox."""
+        loop: Any = self.loop
+        if self._gate is not None:
+            loop._write_to_self()
+        elif loop is not None:
+            loop.call_soon_threadsafe(self._drain)
 
     @property
     def thread(self) -> Thread | None:
@@ -98,8 +123,8 @@ class LoopThread:
                 wake = False
         if thread is None:
             return True
-        if wake and self.loop is not None:
-            self.loop.call_soon_threadsafe(self._drain)
+        if wake:
+            self._wake()
         thread.join(timeout)
         return not thread.is_alive()
 
@@ -107,10 +132,20 @@ class LoopThread:
         if self.loop is not None:
             self.loop.stop()
 
+    def _look(self) -> None:
+        """Work off the inbox if the loop's own thread was woken for it."""
+        if self._is_woken:
+            self._drain()
+
     def _drain(self) -> None:
-        # The flag is cleared before the inbox is emptied: what is submitted meanwhile wakes the loop again.
+        # The flag is cleared before the inbox is emptied: what is submitted meanwhile wakes the loop again. A guest
+        # leaves the flag as it is: the loop's own thread is on its way, and need not be woken again before it has come.
         with self._lock:
             self._is_woken = False
+        self._work_off()
+
+    def _work_off(self) -> None:
+        with self._lock:
             notes, self._inbox = self._inbox, deque()
         for fn in notes:
             try:
@@ -124,6 +159,9 @@ class LoopThread:
         loop = self._kernel.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.call_soon(self._drain)
+        if Gate.fits(loop):
+            self._gate = Gate(self._kernel, loop, self._look)
+        _HOSTS[loop] = self
         with self._lock:
             self.loop = loop
         try:
@@ -136,7 +174,47 @@ class LoopThread:
                     log_failure()
         finally:
             _finish(loop)
+            del _HOSTS[loop]
             asyncio.set_event_loop(None)
+
+
+_HOSTS: dict[asyncio.AbstractEventLoop, LoopThread] = {}
+"""Event loop -> who runs it, of those that are run here; each entry is written and deleted in one step, by its own thread."""
+
+
+def post(loop: asyncio.AbstractEventLoop, fn: Callable[[], object]) -> None:
+    """Have `fn` called on `loop`, from any thread: at once if it is the calling one, else soon. Never blocks.
+
+    Raises:
+        RuntimeError: The loop is closed.
+    """
+    if sys.modules["asyncio"]._get_running_loop() is loop:
+        fn()
+        return
+    host = _HOSTS.get(loop)
+    if host is None or not host.submit(fn):
+        loop.call_soon_threadsafe(fn)
+
+
+class LoopWaiter:
+    """Tells a coroutine that awaits `future` on `loop`."""
+
+    __slots__ = ("_loop", "future")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        self._loop = loop
+        self.future = future
+
+    def tell(self) -> Iterable[Subscriber]:
+        """Have the await end, soon or at once. Any thread."""
+        if not self.future.done():  # else it gave up meanwhile, and its loop may have been closed
+            post(self._loop, self.wake)
+        return ()
+
+    def wake(self) -> None:
+        """End the await; on the loop."""
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 def _finish(loop: asyncio.AbstractEventLoop) -> None:

@@ -2,11 +2,15 @@
 
 Which requests. One that nobody has begun to run and that stands at the head of its queue, where a slot is free: it is
 claimed as a worker would claim it, in the same order, within the same limits, and its body runs in the same context.
-An older request that the same thread has sent to the same deployment goes first. Where somebody else's is at the head, the
-thread waits, as it would have. A call that waits for arguments is helped by helping those, and theirs: by a path,
-never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
+An older request that the same thread has sent goes first, where the deployment has one slot: it has to end before. Where
+there are more, it only has to begin before, and might wait for what the thread does next; so then, and where
+somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by helping
+those, and theirs: by a path, never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
 
-Which not. Coroutines belong to their loop; the producer of a stream may have to wait for its reader, who would be the
+A coroutine belongs to its loop, so a waiting thread becomes the loop for a while, if that sleeps
+(``concurrency/lease.py``); where the coroutine awaits calls that nobody has begun, the thread leaves the loop and helps those.
+
+Which not. The producer of a stream may have to wait for its reader, who would be the
 same thread; under a timeout or a deadline nobody could end the wait in time; and ``inline=False`` keeps a deployment
 on threads of its own.
 
@@ -18,9 +22,10 @@ a body can notice is the thread: its name, its locals, the locks that the caller
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED, QUEUED, WAITING
+from threadserve.call.request import ANSWERED, QUEUED, RUNNING
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident, is_main_thread
 from threadserve.router.arguments import unanswered
@@ -32,13 +37,13 @@ if TYPE_CHECKING:
     from threadserve.concurrency.outcome import Outcome
     from threadserve.router.seats import Seat
 
-__all__ = ["help_inputs", "run_claimed"]
+__all__ = ["help_along", "run_claimed"]
 
 
-def help_inputs(request: Request, waiting: Request | None) -> None:
-    """Bring `request`, which waits for arguments, as far as the calling thread can.
+def help_along(request: Request, waiting: Request | None) -> None:
+    """Bring `request`, which cannot be run at once, as far as the calling thread can.
 
-    Walks up to an input that can be run, and back down as they are answered.
+    Walks up to something that can be run, and back down as what it was needed for goes on.
     """
     path: list[tuple[Request, Iterator[Request]]] = [(request, unanswered(request))]
     while path:
@@ -46,13 +51,34 @@ def help_inputs(request: Request, waiting: Request | None) -> None:
         state = at.state
         if state is ANSWERED:
             path.pop()
-        elif state is QUEUED:
+            continue
+        if state is QUEUED:
+            path[-1] = (at, iter(()))  # its arguments are its body's from here
+            del inputs
             if not at.router.run_here(at, waiting):
                 return
-        elif state is WAITING and (upstream := next(inputs, None)) is not None:
-            path.append((upstream, unanswered(upstream)))
-        else:  # it runs elsewhere, or is about to be queued by whoever brought its last input
+            continue
+        if state is RUNNING:
+            if not at.router.visit(at):
+                return
+            if at.state is ANSWERED:
+                continue
+            inputs = _needs(at)
+        elif at.deadline != inf:
             return
+        upstream = next(inputs, None)
+        if upstream is None:  # it is somebody else's turn to bring it on
+            return
+        path.append((upstream, unanswered(upstream)))
+        del upstream
+
+
+def _needs(request: Request) -> Iterator[Request]:
+    """Iterate over the calls whose answers a suspended body waits for."""
+    wait = request.wait
+    for need in () if wait is None else wait.needs:
+        if need.state is not ANSWERED:
+            yield need
 
 
 def run_claimed(
@@ -86,8 +112,7 @@ def run_claimed(
         return
     interrupt = _interrupt(outcome) if type(outcome) is Error else None
     if interrupt is not None:
-        outcome = request.cancellation()
-        request.was_cancelled = True
+        request.cancel()  # and with it what the body has called
     finish(seat, request, outcome)
     if interrupt is not None:
         raise interrupt

@@ -33,16 +33,17 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
+from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import Inputs, has_inputs
-from threadserve.router.helping import help_inputs, run_claimed
+from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.seats import Seat, Seats
 
 if TYPE_CHECKING:
@@ -306,8 +307,8 @@ class Router:
         while request.state is QUEUED:
             if not self.run_here(request, waiting):
                 return
-        if request.state is WAITING:
-            help_inputs(request, waiting)
+        if request.state is not ANSWERED:
+            help_along(request, waiting)
 
     def run_here(self, request: Request, waiting: Request | None) -> bool:
         """Run `request`, or an older one of the same caller's, on the calling thread; False where it cannot be.
@@ -318,12 +319,15 @@ class Router:
             if not self._queued:
                 return False
             head = self._head()
-            if head is not request and (request.state is not QUEUED or head.caller != get_ident()):
+            if head is not request and (
+                request.state is not QUEUED or head.caller != get_ident() or not self._is_one_at_a_time()
+            ):
                 return False
             seat = self._seats.least_loaded()
             if (
                 seat is None
                 or not self._limits.inline
+                or (waiting is not None and waiting.state is not RUNNING)
                 or head.deadline != inf
                 or head.channel is not None
                 or seat.begins_async[head.method]
@@ -331,8 +335,25 @@ class Router:
                 return False
             self._claim(seat)
         del request
-        run_claimed(seat, head, waiting, self._ended_elsewhere)
+        try:
+            run_claimed(seat, head, waiting, self._ended_elsewhere)
+        except BaseException as error:
+            if (
+                head in seat.running
+            ):  # no room was left on the stack, or a signal handler of the user's raised
+                self.kernel.errands.post(partial(self._lost, seat, head, type(error).__name__))
+            raise
         return True
+
+    def visit(self, request: Request) -> bool:
+        """Run what is ready on the loop that the body of `request` runs on, on the calling thread; False where it cannot be.
+
+        Blocks as long as the code that is ready does.
+        """
+        host = request.host
+        if host is None or request.deadline != inf or not self._limits.inline:
+            return False
+        return host.visit(lambda: request.state is ANSWERED)
 
     def leave(self, request: Request) -> None:
         """Strike `request`, answered before it was started, off the books; the lock is held."""
@@ -366,6 +387,10 @@ class Router:
         if request.deadline != inf:
             request.started = self.kernel.now()
         return request
+
+    def _is_one_at_a_time(self) -> bool:
+        """Whether a request has to wait for the end of those before it, and not for their beginning only."""
+        return len(self._seats) == 1 and all(seat.limit == 1 for seat in self._seats)
 
     def _pump(self) -> _Effects:
         """See to it that somebody comes for the head, if a slot is free."""
@@ -472,6 +497,11 @@ class Router:
             deliver(news)
         if drained is not None:
             drained.set()
+
+    def _lost(self, seat: Seat, request: Request, reason: str) -> None:
+        """Be told that a thread that ran a request could not see to its end."""
+        if request in seat.running:
+            self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 

@@ -64,10 +64,13 @@ class DeadlockWatch:
 
     def notice(self) -> None:
         """Be told that a body has begun to wait. Never blocks, never raises."""
+        moment = self._kernel.now() + PATIENCE_S
+        if self._next <= moment:  # read without the lock: whoever looks sets it first and sees this wait then
+            return
         with suppress(
             RuntimeError
         ):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
-            self._look_at(self._kernel.now() + PATIENCE_S)
+            self._look_at(moment)
 
     def _look_at(self, moment: float) -> None:
         """Look at `moment`, if not before."""
