@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class Cell:
     key: Key
     samples: tuple[float, ...]
 
-    @property
+    @cached_property
     def median(self) -> float:
         return statistics.median(self.samples)
 
@@ -69,20 +70,19 @@ class Report:
     notes: list[str] = field(default_factory=list)
     is_interrupted: bool = False
 
+    def __post_init__(self) -> None:
+        contenders = dict.fromkeys(key.contender for key in self.cells)
+        self._rivals = [name for name in contenders if not name.startswith(OURS)]
+
     def median(self, table: str, subject: str, contender: str, figure: str) -> float:
         """Return one median. Raises KeyError if it was not measured."""
         return self.cells[Key(table, subject, contender, figure)].median
 
     def ratios(self, cell: Cell) -> dict[str, float]:
         """Return how many times each rival's median this one is, of the rivals with the same figure at the same subject."""
-        rivals = {
-            other.key.contender: other.median
-            for other in self.cells.values()
-            if other.key._replace(contender="") == cell.key._replace(contender="")
-            and other.key.contender != cell.key.contender
-            and not other.key.contender.startswith(OURS)
-        }
-        return {name: cell.median / median for name, median in rivals.items() if median}
+        others = [name for name in self._rivals if name != cell.key.contender]
+        found = {name: self.cells.get(cell.key._replace(contender=name)) for name in others}
+        return {name: cell.median / rival.median for name, rival in found.items() if rival and rival.median}
 
     def tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Yield name, head and rows of each table: a row for each subject and contender, quartiles of its first figure."""
@@ -145,7 +145,9 @@ class Report:
             }
             for cell in self.cells.values()
         ]
-        return json.dumps({**vars(self), "cells": cells}, indent=1) + "\n"
+        document = {each.name: getattr(self, each.name) for each in fields(self)}
+        document["cells"] = cells
+        return json.dumps(document, indent=1) + "\n"
 
     @property
     def where(self) -> str:
@@ -191,9 +193,9 @@ def table(question: str, head: Sequence[str], rows: Sequence[Sequence[object]]) 
     print("\n".join(aligned(head, [[_text(cell) for cell in row] for row in rows])))
 
 
-def number(value: float) -> str:
-    """Write three digits that matter, and thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def number(value: float, digits: int = 3) -> str:
+    """Write so many digits that matter, and thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def _text(cell: object) -> str:

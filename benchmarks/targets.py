@@ -281,7 +281,7 @@ def show(reached: list[tuple[Target, float | None]]) -> tuple[list[str], list[li
             rows.append([target.row, target.unit, "not measured", *limits, "?", "?"])
         else:
             met = [target.meets(value, limit) for limit in (target.at_least, target.aim)]
-            rows.append([target.row, target.unit, number(value), *limits, *met])
+            rows.append([target.row, target.unit, number(value, digits=4), *limits, *met])
     return head, rows
 
 
