@@ -9,7 +9,7 @@ from threadserve.app.rules import shown
 from threadserve.call.answer import Answer, request_of
 from threadserve.call.blocking import wait_for
 from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
-from threadserve.call.request import Request, check_cancelled
+from threadserve.call.request import check_cancelled
 from threadserve.call.response import check_seconds, refuse_in_event_loop
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.errors import ConfigError
