@@ -155,7 +155,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         if failure is None:
             return
         if not isinstance(failure, KeyboardInterrupt):
-            tail = self.trace().text(last=_SHOWN)
+            tail = self.trace().text(last=_SHOWN, details=False)
             failure.add_note(f"reproduce it with @testing.reproduce({self.reproduction!r}); the trace ends:\n{tail}")
         if failure is not error:
             try:
