@@ -69,7 +69,7 @@ class _Search:
 
     def __init__(self, fn: Callable[[], object], grain: Grain, max_steps: int) -> None:
         self._fn = fn
-        self._grain = grain
+        self._grain: Grain = grain
         self._max_steps = max_steps
 
     def run(self, seed: int, schedule: Schedule, strategy: str) -> _Run:
@@ -204,7 +204,7 @@ def reproduce(reproduction: str) -> Callable[[F], F]:
         ValueError: The line is not one, or was printed by another version of Python at a grain where that matters.
     """
     seed, name, choices = read(reproduction)
-    grain = next((grain for grain in GRAINS if grain == name), None)
+    grain: Grain | None = next((grain for grain in GRAINS if grain == name), None)
     if grain is None:
         raise ValueError(f"{reproduction!r}: there is no grain {name!r}, only {', '.join(GRAINS)}")
 
