@@ -35,6 +35,7 @@ NAMES = (
     "replica_scaling",
     "outstanding",
     "cold_start",
+    "simulator",
 )
 SOAK = "soak"
 """Draws up an account instead of a table of rivals, and has a command line of its own."""

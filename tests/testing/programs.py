@@ -74,14 +74,15 @@ def protected_counter(kernel: SimulatedKernel) -> None:
     assert count == 2
 
 
-def run(main: Callable[[SimulatedKernel], Any], seed: int = 0, **options: int) -> SimulatedKernel:
-    kernel = SimulatedKernel(seed, **options)
+def run(main: Callable[[SimulatedKernel], Any], seed: int = 0, max_steps: int = 1_000_000) -> SimulatedKernel:
+    kernel = SimulatedKernel(seed, max_steps=max_steps)
     kernel.run(lambda: main(kernel))
     return kernel
 
 
 def alive() -> set[threading.Thread]:
-    return set(threading.enumerate())
+    """The threads that there are, without those that the simulator keeps for its next run."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("threadserve simulator")}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from _thread import get_ident
 from typing import TYPE_CHECKING
 
+from threadserve.testing.turns import current
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -16,49 +18,84 @@ __all__ = ["SimulatedAlarm", "SimulatedLock", "SimulatedWaiter"]
 class SimulatedLock:
     """A lock that is strict: only its holder may release it."""
 
-    __slots__ = ("_holder", "_name", "_turns", "_waiting")
+    __slots__ = ("_holder", "_number", "_turns", "_waiting")
 
-    def __init__(self, turns: Turns, name: str) -> None:
+    def __init__(self, turns: Turns, number: int) -> None:
         self._turns = turns
-        self._name = name
+        self._number = number
         self._holder: SimulatedThread | None = None
-        self._waiting: list[SimulatedThread] = []
+        self._waiting: list[SimulatedThread] | None = None
 
     def __str__(self) -> str:
-        return self._name if self._holder is None else f"{self._name}, held by {self._holder.name}"
+        return self.label if self._holder is None else f"{self.label}, held by {self._holder.name}"
+
+    @property
+    def label(self) -> str:
+        """Its name, whoever holds it."""
+        return f"lock {self._number}"
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; True when taken. Blocks."""
         turns = self._turns
-        with turns.section as me:
-            turns.pause(me)
-            deadline = None if timeout < 0 else turns.now + timeout
-            while self._holder is not None:
-                if not blocking or not self._wait(me, deadline):
-                    turns.log(me, f"does not get {self}")
-                    return False
+        me = turns.current
+        if me is None or turns.is_busy or me.ident != get_ident():
+            me = turns.enter()
+        turns.is_busy = True  # from here to the end as in `section` and `pause`, without their calls
+        try:
+            turns.steps += 1
+            if turns.runnable or turns.steps > turns.limit:
+                turns.give_way(me)
+            if self._holder is not None and not self._wait_long(me, blocking, timeout):
+                turns.log(me, "does not get", str(self))
+                return False
             self._holder = me
-            turns.log(me, f"takes {self._name}")
+            if not turns.is_ending:
+                turns.entries.append((me.name, "takes", self, turns.now, id(current())))
             return True
+        except BaseException as failure:
+            turns.blame(failure)
+            raise
+        finally:
+            turns.is_busy = False
 
-    def release(self) -> None:
+    def release(self, *exc_info: object) -> None:
         """Give the lock back; one of those who wait for it may try again."""
         turns = self._turns
-        with turns.section as me:
+        me = turns.current
+        if me is None or turns.is_busy or me.ident != get_ident():
+            me = turns.enter()
+        turns.is_busy = True
+        try:
             if self._holder is not me:
                 raise RuntimeError(f"{me.name} releases {self}" if self._holder else "release unlocked lock")
             self._holder = None
-            turns.log(me, f"releases {self._name}")
+            if not turns.is_ending:
+                turns.entries.append((me.name, "releases", self, turns.now, id(current())))
             if self._waiting:
                 turns.wake(self._waiting.pop(turns.draw(len(self._waiting))))
-            turns.pause(me)
+            turns.steps += 1
+            if turns.runnable or turns.steps > turns.limit:
+                turns.give_way(me)
+        except BaseException as failure:
+            turns.blame(failure)
+            raise
+        finally:
+            turns.is_busy = False
 
     __enter__ = acquire
+    __exit__ = release
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
+    def _wait_long(self, me: SimulatedThread, blocking: bool, timeout: float) -> bool:
+        """Wait until nobody holds the lock: True; False when that takes too long."""
+        deadline = None if timeout < 0 else self._turns.now + timeout
+        while self._holder is not None:
+            if not blocking or not self._wait(me, deadline):
+                return False
+        return True
 
     def _wait(self, me: SimulatedThread, deadline: float | None) -> bool:
+        if self._waiting is None:
+            self._waiting = []
         self._waiting.append(me)
         try:  # one that was called by a release while its time ran out must try: it was the only one called
             return self._turns.park(me, self, deadline) or me not in self._waiting
@@ -70,16 +107,17 @@ class SimulatedLock:
 class SimulatedWaiter:
     """One thread's one wait. A wait that was ended by ``set`` uses it up, as in the real one."""
 
-    __slots__ = ("_is_set", "_name", "_thread", "_turns")
+    __slots__ = ("_is_set", "_kind", "_number", "_thread", "_turns")
 
-    def __init__(self, turns: Turns, name: str) -> None:
+    def __init__(self, turns: Turns, kind: str, number: int) -> None:
         self._turns = turns
-        self._name = name
+        self._kind = kind
+        self._number = number
         self._is_set = False
         self._thread: SimulatedThread | None = None
 
     def __str__(self) -> str:
-        return self._name
+        return f"{self._kind} {self._number}"
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until ``set`` was called: True; or until `timeout` virtual seconds have passed: False."""
@@ -95,7 +133,7 @@ class SimulatedWaiter:
                 if not is_woken and not self._is_overtaken():
                     return False
             self._is_set = False
-            turns.log(me, f"has {self}")
+            turns.log(me, "has", self)
             return True
 
     def set(self) -> None:
@@ -103,11 +141,11 @@ class SimulatedWaiter:
         turns = self._turns
         me = turns.current
         if turns.is_busy or me is None or me.ident != get_ident():
-            turns.notes.append(self)
+            turns.note(self)
             return
         with turns.section:
             turns.pause(me)
-            turns.log(me, f"sets {self}")
+            turns.log(me, "sets", self)
             self.fulfil()
             turns.pause(me)
 
@@ -125,15 +163,15 @@ class SimulatedWaiter:
 class SimulatedAlarm:
     """Something that will happen, unless cancelled."""
 
-    __slots__ = ("_name", "_turns", "fn")
+    __slots__ = ("_number", "_turns", "fn")
 
-    def __init__(self, turns: Turns, name: str, fn: Callable[[], object]) -> None:
+    def __init__(self, turns: Turns, number: int, fn: Callable[[], object]) -> None:
         self._turns = turns
-        self._name = name
+        self._number = number
         self.fn: Callable[[], object] | None = fn
 
     def __str__(self) -> str:
-        return self._name
+        return f"alarm {self._number}"
 
     def cancel(self) -> None:
         """Let it not happen, if it has not yet."""
@@ -141,5 +179,5 @@ class SimulatedAlarm:
         with turns.section as me:
             turns.pause(me)
             fn, self.fn = self.fn, None
-            turns.log(me, f"cancels {self}")
+            turns.log(me, "cancels", self)
         del fn  # dies outside of the section
