@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
-__all__ = ["Ended", "SimulatedThread", "StuckError", "Turns"]
+__all__ = ["Ended", "SimulatedThread", "StuckError", "Turns", "UncontrolledError"]
 
 _MASK = 2**64 - 1
 _GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
@@ -34,6 +34,10 @@ _FOLDER = Path(__file__).parent
 
 class StuckError(AssertionError):
     """Nobody can go on, or nobody comes to an end. Says where each thread is."""
+
+
+class UncontrolledError(AssertionError):
+    """Something happened that the simulator does not control: a real wait, a foreign thread, real chance. Names it."""
 
 
 class Ended(BaseException):
