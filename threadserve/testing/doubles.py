@@ -83,11 +83,11 @@ class Fake(Application[Any]):
 
     __slots__ = ("_book",)
 
-    def __init__(
-        self, answering: Answering, name: str = "Fake", **options: Unpack[DeploymentOptions]
-    ) -> None:
+    def __init__(self, answering: Answering, options: DeploymentOptions) -> None:
         self._book = Calls()
-        config = DeploymentConfig().changed(dict(options))
+        others: dict[str, object] = dict(options)
+        name = checked_name(others.pop("name", "Fake"))
+        config = DeploymentConfig().changed(others)
         super().__init__(
             Binding(name=name, target=_Stub, config=config, args=(answering, self._book), kwargs={})
         )
