@@ -80,7 +80,8 @@ WAYS_TO_WAIT = (
     "time.sleep",
 )
 SIMULATED_KERNEL = ("testing.scheduler", "testing.turns", "testing.primitives", "testing.loops")
-MAY_WAIT = ("concurrency", *SIMULATED_KERNEL)
+WATCHES_TESTS = ("testing.census", "testing.plugin")
+MAY_WAIT = ("concurrency", *SIMULATED_KERNEL, *WATCHES_TESTS)
 MAY_NAME_FUTURES = ("concurrency.future", "futures", "errors", "testing.loops")
 MAY_NAME_ASYNCIO = ("call", "replica", "http")
 HARMLESS_IN_ASYNCIO = {"asyncio", "asyncio.get_running_loop"} | {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "disown_after_fork", "find", "refuse_after_fork", "register"]
+__all__ = ["Absent", "disown_after_fork", "find", "refuse_after_fork", "register", "registered"]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (
@@ -32,6 +32,13 @@ def find(app: str, deployment: str) -> Router | None:
     """Return the router of a deployment, None where there never was one."""
     with _lock:
         return _routers.get((app, deployment))
+
+
+def registered(app: str | None = None) -> list[Router]:
+    """Return the routers of an app, or of all apps, that are in use, by name."""
+    with _lock:
+        routers = list(_routers.values())
+    return sorted((router for router in routers if app in (None, router.app)), key=lambda router: router.name)
 
 
 class Absent:
