@@ -81,7 +81,8 @@ def run(main: Callable[[SimulatedKernel], Any], seed: int = 0, **options: int) -
 
 
 def alive() -> set[threading.Thread]:
-    return set(threading.enumerate())
+    """The threads that there are, without those that the simulator keeps for its next run."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("threadserve simulator")}
 
 
 if __name__ == "__main__":

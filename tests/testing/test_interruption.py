@@ -13,22 +13,24 @@ import pytest
 from tests.testing.programs import alive, run
 from threadserve.testing import scheduler
 from threadserve.testing.scheduler import SimulatedKernel, explore
+from threadserve.testing.traces import told
+from threadserve.testing.turns import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Interrupting(list[str]):
-    """A trace that lets something happen in the middle of the kernel, when `what` is traced."""
+class Interrupting(list[Entry]):
+    """The entries of a trace that lets something happen in the middle of the kernel, when `what` is traced."""
 
     def __init__(self, what: str, act: Callable[[], object]) -> None:
         super().__init__()
         self._what = what
         self._act = act
 
-    def append(self, line: str) -> None:
-        super().append(line)
-        if self._what in line:
+    def append(self, entry: Entry) -> None:
+        super().append(entry)
+        if self._what in told(entry):
             self._act()
 
 
@@ -61,7 +63,7 @@ class TestInterruption:
     ) -> None:
         def main(kernel: SimulatedKernel) -> None:
             lock, news = kernel.lock(), kernel.waiter()
-            kernel._turns.trace = Interrupting(moment, lambda: interrupt(news.set))
+            kernel._turns.entries = Interrupting(moment, lambda: interrupt(news.set))
             with lock:
                 pass
             kernel.spawn("worker", lambda: None)
@@ -79,7 +81,7 @@ class TestInterruption:
         def main(kernel: SimulatedKernel) -> None:
             lock, done = kernel.lock(), kernel.waiter()
             kernel.errands.start()
-            kernel._turns.trace = Interrupting(
+            kernel._turns.entries = Interrupting(
                 "main: takes", lambda: interrupt(lambda: kernel.errands.post(done.set))
             )
             with lock:
@@ -114,7 +116,7 @@ class TestInterruption:
     def test_that_takes_a_lock_fails_the_run(self) -> None:
         def main(kernel: SimulatedKernel) -> None:
             lock, other = kernel.lock(), kernel.lock()
-            kernel._turns.trace = Interrupting("main: takes lock 3", lambda: in_a_finalizer(other.acquire))
+            kernel._turns.entries = Interrupting("main: takes lock 3", lambda: in_a_finalizer(other.acquire))
             lock.acquire()
             kernel.waiter().wait(1)
 
@@ -201,7 +203,7 @@ class TestCtrlC:
     def test_in_the_middle_of_the_kernel_ends_the_run_at_the_next_switch_point(self) -> None:
         def main(kernel: SimulatedKernel) -> None:
             lock = kernel.lock()
-            kernel._turns.trace = Interrupting("main: takes", lambda: signal.raise_signal(signal.SIGINT))
+            kernel._turns.entries = Interrupting("main: takes", lambda: signal.raise_signal(signal.SIGINT))
             with lock:
                 taken.append(lock)
             kernel.waiter().wait(1)

@@ -468,14 +468,19 @@ class TestEnd:
 
 def test_a_thread_is_a_real_one_with_its_name() -> None:
     def main(kernel: SimulatedKernel) -> None:
-        seen: list[threading.Thread] = []
-        thread = kernel.spawn("worker 7", lambda: seen.append(threading.current_thread()))
+        seen: list[tuple[str, bool, int | None]] = []
+
+        def look() -> None:
+            current = threading.current_thread()
+            seen.append((current.name, current.daemon, current.ident))
+
+        thread = kernel.spawn("worker 7", look)
 
         assert thread.is_alive()
         thread.join()
 
         assert not thread.is_alive()
-        assert (seen[0].name, seen[0].daemon, seen[0].ident) == ("worker 7", True, thread.ident)
+        assert seen == [("worker 7", True, thread.ident)]
         assert thread.name == "worker 7"
 
     run(main)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.testing.programs import run
 from threadserve.testing.scheduler import SimulatedKernel, explore
+from threadserve.testing.turns import UncontrolledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,7 @@ class TestControl:
             lock, waiter = kernel.lock(), kernel.waiter()
 
             def intrude() -> None:
-                with pytest.raises(RuntimeError) as caught:
+                with pytest.raises(UncontrolledError) as caught:
                     use(kernel, lock, waiter)
                 errors.append(str(caught.value))
 
@@ -89,7 +90,8 @@ class TestControl:
             thread.start()
             thread.join()
 
-        run(main)
+        with pytest.raises(UncontrolledError, match="'stranger' is not under control"):
+            run(main)
 
         assert "'stranger' is not under control" in errors[0]
 

@@ -1,10 +1,13 @@
-"""The real kernel: real threads on the real clock."""
+"""The real kernel: real threads on the real clock; and which threads are not on it.
+
+A simulated app can stand beside a real one, so the kernel is a matter of the thread that asks.
+"""
 
 from __future__ import annotations
 
 import random
 import time
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 from threadserve.concurrency.reaper import Callbacks, Errands
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from threadserve.concurrency.kernel import Service, Thread, Timer
+    from threadserve.concurrency.kernel import Kernel, Service, Thread, Timer
 
-__all__ = ["RealKernel"]
+__all__ = ["RealKernel", "kernel_here", "put_under"]
 
 
 class RealKernel:
@@ -45,3 +48,20 @@ class RealKernel:
         import asyncio
 
         return asyncio.new_event_loop()
+
+
+_kernels: dict[int, Kernel] = {}  # of threads that are not on the real one; each entry is the thread's own
+
+
+def kernel_here() -> Kernel | None:
+    """Return the kernel that the calling thread is under; None for the real one."""
+    return _kernels.get(get_ident())
+
+
+def put_under(kernel: Kernel | None, ident: int | None) -> None:
+    """Put a thread under `kernel`, None for the real one; for the thread itself, or for who has its turn."""
+    if ident is not None:
+        if kernel is None:
+            _kernels.pop(ident, None)
+        else:
+            _kernels[ident] = kernel

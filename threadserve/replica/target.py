@@ -127,7 +127,9 @@ class Target:
         if not self.is_class:
             is_async = _begins_async(self._looks)
             return frozenset(("__call__",) if is_async else ())
-        members = {name: inspect.getattr_static(self._looks, name, None) for name in dir(self._looks)}
+        members: dict[str, object] = {}
+        for base in reversed(inspect.getmro(self._looks)[:-1]):  # what object has is not asked, for every replica
+            members.update(vars(base))
         return frozenset(name for name, member in members.items() if _begins_async(member))
 
     def _refuse(self, request: Request) -> NoReturn:

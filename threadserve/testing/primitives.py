@@ -16,49 +16,74 @@ __all__ = ["SimulatedAlarm", "SimulatedLock", "SimulatedWaiter"]
 class SimulatedLock:
     """A lock that is strict: only its holder may release it."""
 
-    __slots__ = ("_holder", "_name", "_turns", "_waiting")
+    __slots__ = ("_holder", "_number", "_turns", "_waiting")
 
-    def __init__(self, turns: Turns, name: str) -> None:
+    def __init__(self, turns: Turns, number: int) -> None:
         self._turns = turns
-        self._name = name
+        self._number = number
         self._holder: SimulatedThread | None = None
-        self._waiting: list[SimulatedThread] = []
+        self._waiting: list[SimulatedThread] | None = None
 
     def __str__(self) -> str:
-        return self._name if self._holder is None else f"{self._name}, held by {self._holder.name}"
+        return self.label if self._holder is None else f"{self.label}, held by {self._holder.name}"
+
+    @property
+    def label(self) -> str:
+        """Its name, whoever holds it."""
+        return f"lock {self._number}"
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; True when taken. Blocks."""
         turns = self._turns
-        with turns.section as me:
+        me = turns.enter()
+        try:
             turns.pause(me)
-            deadline = None if timeout < 0 else turns.now + timeout
-            while self._holder is not None:
-                if not blocking or not self._wait(me, deadline):
-                    turns.log(me, f"does not get {self}")
-                    return False
+            if self._holder is not None and not self._wait_long(me, blocking, timeout):
+                turns.log(me, "does not get", str(self))
+                return False
             self._holder = me
-            turns.log(me, f"takes {self._name}")
+            turns.log(me, "takes", self)
             return True
+        except BaseException as failure:
+            turns.blame(failure)
+            raise
+        finally:
+            turns.is_busy = False
 
     def release(self) -> None:
         """Give the lock back; one of those who wait for it may try again."""
         turns = self._turns
-        with turns.section as me:
+        me = turns.enter()
+        try:
             if self._holder is not me:
                 raise RuntimeError(f"{me.name} releases {self}" if self._holder else "release unlocked lock")
             self._holder = None
-            turns.log(me, f"releases {self._name}")
+            turns.log(me, "releases", self)
             if self._waiting:
                 turns.wake(self._waiting.pop(turns.draw(len(self._waiting))))
             turns.pause(me)
+        except BaseException as failure:
+            turns.blame(failure)
+            raise
+        finally:
+            turns.is_busy = False
 
     __enter__ = acquire
 
     def __exit__(self, *exc_info: object) -> None:
         self.release()
 
+    def _wait_long(self, me: SimulatedThread, blocking: bool, timeout: float) -> bool:
+        """Wait until nobody holds the lock: True; False when that takes too long."""
+        deadline = None if timeout < 0 else self._turns.now + timeout
+        while self._holder is not None:
+            if not blocking or not self._wait(me, deadline):
+                return False
+        return True
+
     def _wait(self, me: SimulatedThread, deadline: float | None) -> bool:
+        if self._waiting is None:
+            self._waiting = []
         self._waiting.append(me)
         try:  # one that was called by a release while its time ran out must try: it was the only one called
             return self._turns.park(me, self, deadline) or me not in self._waiting
@@ -70,16 +95,17 @@ class SimulatedLock:
 class SimulatedWaiter:
     """One thread's one wait. A wait that was ended by ``set`` uses it up, as in the real one."""
 
-    __slots__ = ("_is_set", "_name", "_thread", "_turns")
+    __slots__ = ("_is_set", "_kind", "_number", "_thread", "_turns")
 
-    def __init__(self, turns: Turns, name: str) -> None:
+    def __init__(self, turns: Turns, kind: str, number: int) -> None:
         self._turns = turns
-        self._name = name
+        self._kind = kind
+        self._number = number
         self._is_set = False
         self._thread: SimulatedThread | None = None
 
     def __str__(self) -> str:
-        return self._name
+        return f"{self._kind} {self._number}"
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until ``set`` was called: True; or until `timeout` virtual seconds have passed: False."""
@@ -95,7 +121,7 @@ class SimulatedWaiter:
                 if not is_woken and not self._is_overtaken():
                     return False
             self._is_set = False
-            turns.log(me, f"has {self}")
+            turns.log(me, "has", self)
             return True
 
     def set(self) -> None:
@@ -107,7 +133,7 @@ class SimulatedWaiter:
             return
         with turns.section:
             turns.pause(me)
-            turns.log(me, f"sets {self}")
+            turns.log(me, "sets", self)
             self.fulfil()
             turns.pause(me)
 
@@ -125,15 +151,15 @@ class SimulatedWaiter:
 class SimulatedAlarm:
     """Something that will happen, unless cancelled."""
 
-    __slots__ = ("_name", "_turns", "fn")
+    __slots__ = ("_number", "_turns", "fn")
 
-    def __init__(self, turns: Turns, name: str, fn: Callable[[], object]) -> None:
+    def __init__(self, turns: Turns, number: int, fn: Callable[[], object]) -> None:
         self._turns = turns
-        self._name = name
+        self._number = number
         self.fn: Callable[[], object] | None = fn
 
     def __str__(self) -> str:
-        return self._name
+        return f"alarm {self._number}"
 
     def cancel(self) -> None:
         """Let it not happen, if it has not yet."""
@@ -141,5 +167,5 @@ class SimulatedAlarm:
         with turns.section as me:
             turns.pause(me)
             fn, self.fn = self.fn, None
-            turns.log(me, f"cancels {self}")
+            turns.log(me, "cancels", self)
         del fn  # dies outside of the section

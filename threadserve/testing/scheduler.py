@@ -55,15 +55,18 @@ import os
 import random
 import signal
 import threading
-from _thread import get_ident
 from contextvars import Context
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from threadserve.concurrency.outcome import capture
+from threadserve.concurrency.real import put_under
 from threadserve.concurrency.reaper import Callbacks, Errands
-from threadserve.concurrency.threads import start_thread
+from threadserve.testing.choices import Random
+from threadserve.testing.crew import hire
 from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
-from threadserve.testing.turns import Ended, SimulatedThread, StuckError, Turns
+from threadserve.testing.traces import told
+from threadserve.testing.turns import _LAST_STEPS, Ended, SimulatedThread, StuckError, Turns, UncontrolledError
+from threadserve.testing.watchdog import unwatch, watch
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,12 +74,15 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from threadserve.concurrency.kernel import Service
+    from threadserve.testing.choices import Schedule
+    from threadserve.testing.crew import Worker
 
 __all__ = ["SimulatedKernel", "StuckError", "explore"]
 
 R = TypeVar("R")
 
 _PATIENCE_S = 5.0  # real time that a thread gets to end
+_LOOKOUTS = ("threadserve.runtime.deadlock", "threadserve.runtime.health")  # what sets alarms again and again
 
 
 def explore(test: Callable[[SimulatedKernel], object], seeds: Iterable[int] | int) -> None:
@@ -94,37 +100,64 @@ def explore(test: Callable[[SimulatedKernel], object], seeds: Iterable[int] | in
 
 
 class SimulatedKernel:
-    """A Kernel whose threads take turns as `seed` says, on a clock that jumps. For one ``run``.
+    """A Kernel whose threads take turns as a schedule says, on a clock that jumps. For one ``run``.
 
     Locks, waiters and loops may be made anywhere, but used only by threads of the run; see the module.
+
+    Args:
+        seed: Of the schedule, and of ``random``.
+        max_steps: How many switch points a run may have.
+        schedule: Who goes on; by chance, as the seed says, if it is not given.
+        on_thread: Called on each thread of the run, main's apart, with what the thread runs; calls it.
     """
 
-    def __init__(self, seed: int = 0, *, max_steps: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        max_steps: int = 1_000_000,
+        schedule: Schedule | None = None,
+        on_thread: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
         self.seed = seed
         self.random = random.Random(seed)
-        self._turns = Turns(seed, max_steps, {SimulatedKernel.run.__code__, SimulatedKernel._live.__code__})
-        self._made: dict[str, int] = {}  # how many of each kind, for their names
+        self._turns = Turns(
+            Random().schedule(seed) if schedule is None else schedule,
+            max_steps,
+            {SimulatedKernel.run.__code__, SimulatedKernel._live.__code__},
+        )
+        self._turns.has_only_lookouts = self._has_only_lookouts
+        self._on_thread = on_thread
+        self._locks = self._waiters = self._alarms_set = 0  # how many there are of each kind, for their names
         self._alarms: list[tuple[float, int, SimulatedAlarm]] = []  # a heap
         self._timer: SimulatedThread | None = None
         self._is_timer_idle = False
         self._loops: list[asyncio.AbstractEventLoop] = []
+        self._disturbance = contextlib.ExitStack()
         self.errands: Service = Errands(self, "threadserve reaper")
         self.callbacks: Service = Callbacks(self, "threadserve callbacks")
 
     @property
     def trace(self) -> list[str]:
         """What was done, by whom, in order."""
-        return self._turns.trace
+        return [told(entry) for entry in self._turns.entries]
+
+    @property
+    def turns(self) -> Turns:
+        """Who goes on; for this room."""
+        return self._turns
 
     # ---- the kernel
 
     def lock(self) -> SimulatedLock:
         """Make a lock."""
-        return SimulatedLock(self._turns, self._name("lock"))
+        self._locks += 1
+        return SimulatedLock(self._turns, self._locks)
 
     def waiter(self) -> SimulatedWaiter:
         """Make a waiter, for one wait."""
-        return SimulatedWaiter(self._turns, self._name("waiter"))
+        self._waiters += 1
+        return SimulatedWaiter(self._turns, "waiter", self._waiters)
 
     def now(self) -> float:
         """The virtual time in seconds; 0.0 in the beginning."""
@@ -135,9 +168,10 @@ class SimulatedKernel:
         turns = self._turns
         with turns.section as me:
             turns.refuse_when_ending()
-            alarm = SimulatedAlarm(turns, self._name("alarm"), fn)
-            heapq.heappush(self._alarms, (deadline, self._made["alarm"], alarm))
-            turns.log(me, f"sets {alarm} to {deadline:g}")
+            self._alarms_set += 1
+            alarm = SimulatedAlarm(turns, self._alarms_set, fn)
+            heapq.heappush(self._alarms, (deadline, self._alarms_set, alarm))
+            turns.log(me, "sets", f"{alarm} to {deadline:g}")
             if self._timer is None:
                 self._timer = self._start("threadserve timer", self._ring)
             elif self._is_timer_idle and self._alarms[0][2] is alarm:
@@ -151,7 +185,7 @@ class SimulatedKernel:
         with turns.section as me:
             turns.refuse_when_ending()
             thread = self._start(name, fn)
-            turns.log(me, f"starts {name}")
+            turns.log(me, "starts", name)
             turns.pause(me)
             return thread
 
@@ -159,7 +193,7 @@ class SimulatedKernel:
         """Make an asyncio loop on virtual time. It has no file descriptors, and refuses them."""
         from threadserve.testing.loops import SimulatedEventLoop  # and with it asyncio
 
-        loop = SimulatedEventLoop(self, SimulatedWaiter(self._turns, self._name("loop")))
+        loop = SimulatedEventLoop(self, SimulatedWaiter(self._turns, "loop", len(self._loops) + 1))
         self._loops.append(loop)
         return loop
 
@@ -175,30 +209,45 @@ class SimulatedKernel:
                 or there were more than `max_steps` switch points.
             BaseException: What `main` or a thread raised, whichever came first.
         """
+        self.begin()
+        outcome = capture(main)
+        self.finish(outcome.exception)
+        return cast("R", outcome.unwrap())
+
+    def begin(self) -> None:
+        """Put the calling thread under control, as main. For who cannot use ``run``; ``finish`` must follow."""
         turns = self._turns
         if turns.threads:
             raise RuntimeError("a SimulatedKernel runs once; make another one")
         me = turns.current = SimulatedThread(turns, "main", None)
-        me.ident = get_ident()
+        me.run_here()
         turns.threads.append(me)
-        with _undisturbed(self._interrupt):
+        self._disturbance.enter_context(_undisturbed(self._interrupt))
+        put_under(self, me.ident)
+        watch(turns)
+
+    def finish(self, raised: BaseException | None) -> None:
+        """End the run, main having returned or raised; see ``run``. Returns if nothing has failed."""
+        turns = self._turns
+        me = turns.threads[0]
+        with self._disturbance:
             try:
-                outcome = capture(main)
-                if outcome.exception is None:
-                    self._settle()
-                elif not isinstance(outcome.exception, Ended):
-                    turns.fail(outcome.exception)
+                if raised is None:
+                    if capture(self._settle).exception is not None and not turns.is_ending:
+                        turns.fail(StuckError("main's last wait was interrupted"))
+                elif not isinstance(raised, Ended):
+                    turns.fail(raised)
             finally:
                 self._end(me)
         failure, turns.failure = turns.failure, None
         if failure is None and turns.is_interrupted:
             failure = KeyboardInterrupt()
         if failure is None:
-            return cast("R", outcome.unwrap())
+            return
         try:
             raise failure
         finally:
-            del failure, outcome  # the traceback has this frame: no cycle
+            del failure, raised  # the traceback has this frame: no cycle
 
     def _settle(self) -> None:
         """Main has returned: let the others go on until all are parked."""
@@ -210,28 +259,33 @@ class SimulatedKernel:
                 turns.fail(StuckError(turns.report("main has returned; somebody waits for a lock for ever")))
 
     def _end(self, me: SimulatedThread) -> None:
-        """Unwind and join all other threads, close the loops; bounded, whatever they do."""
+        """Unwind all other threads, close the loops; bounded, whatever they do."""
         turns = self._turns
         others = turns.threads[1:]
-        turns.is_ending = turns.is_busy = True
-        if turns.current is not me:  # a signal handler has raised in main's wait for the baton
-            me.baton.acquire(timeout=_PATIENCE_S)
+        turns.end()
+        turns.is_busy = True
+        stubborn: list[SimulatedThread] = []
+        if turns.current is not me and not me.baton.acquire(timeout=_PATIENCE_S):
+            stubborn.extend([turns.current] if turns.current else [])  # it has the baton, and keeps it
         for thread in others:
-            if not thread.is_done:
+            if not thread.is_done and thread not in stubborn:
                 turns.current = thread
-                with contextlib.suppress(RuntimeError):
-                    thread.baton.release()
-                me.baton.acquire(timeout=_PATIENCE_S)
-            if thread.is_done and thread.real is not None:
-                thread.real.join(_PATIENCE_S)
+                thread.baton.release()
+                if not me.baton.acquire(timeout=_PATIENCE_S) or not thread.is_done:
+                    stubborn.append(thread)
         turns.current = me
         turns.is_busy = False
         self._close_loops()
         turns.current = None
-        if stubborn := [thread.name for thread in others if thread.real is None or thread.real.is_alive()]:
+        unwatch(turns)
+        put_under(None, me.ident)
+        if stubborn := [thread for thread in stubborn if not thread.is_done]:
+            for thread in stubborn:
+                put_under(None, thread.ident)
             if turns.failure is None:
                 turns.failure = StuckError("the run is over, but not all of its threads")
-            turns.failure.add_note(f"blocked outside of the kernel, or deaf: {', '.join(stubborn)}")
+            names = ", ".join(thread.name for thread in stubborn)
+            turns.failure.add_note(f"blocked outside of the kernel, or deaf: {names}")
 
     def _close_loops(self) -> None:
         if self._loops:
@@ -243,6 +297,8 @@ class SimulatedKernel:
     def _interrupt(self) -> bool:
         """Ctrl-C: return whether it may strike at once; otherwise the run ends at the next switch point."""
         turns = self._turns
+        if isinstance(turns.failure, UncontrolledError):
+            raise Ended  # pressed by the watchdog, for main waits outside of the kernel
         was_interrupted = turns.is_interrupted
         is_in_main = turns.current is not None and turns.current is turns.threads[0] and not turns.is_busy
         turns.is_interrupted = not is_in_main
@@ -252,26 +308,37 @@ class SimulatedKernel:
 
     def _start(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
         thread = SimulatedThread(self._turns, name, fn)
-        thread.real = start_thread(name, functools.partial(self._live, thread))
-        thread.ident = thread.real.ident
+        worker = hire()
+        thread.run_on(worker)
+        worker.give(name, functools.partial(self._live, thread))
         self._turns.join_in(thread)
         return thread
 
-    def _live(self, me: SimulatedThread) -> None:
-        """The life of a thread: wait for the baton, run, pass the baton on."""
-        me.baton.acquire()
+    def _live(self, me: SimulatedThread, worker: Worker) -> Callable[[], object]:
+        """The life of a thread that has the baton: run, and return what passes the baton on."""
         turns = self._turns
         fn, me.fn = me.fn, None
         if fn is not None and not turns.is_ending:
+            put_under(self, me.ident)
             turns.is_busy = False
-            failure = capture(Context().run, fn).exception
+            body = fn if self._on_thread is None else functools.partial(self._on_thread, fn)
+            failure = capture(Context().run, body).exception
             if failure is not None and not isinstance(failure, (Ended, SystemExit)):
                 failure.add_note(f"raised in the simulated thread {me.name!r}")
                 turns.fail(failure)
-            del failure
+            del failure, body
+            put_under(None, me.ident)
         del fn  # what it held dies while this thread has the baton
+        if turns.current is not me:  # it was given up, and the run goes on without it
+            me.is_done = True
+            worker.go()
+            return _nobody
         turns.is_busy = True
-        turns.leave(me)
+        if me.last_steps > _LAST_STEPS:
+            worker.go()
+        else:
+            worker.rest()
+        return turns.leave(me)
 
     def _ring(self) -> None:
         """The life of the timer thread."""
@@ -288,16 +355,23 @@ class SimulatedKernel:
                     heapq.heappop(self._alarms)
                 if self._alarms and self._alarms[0][0] <= turns.now:
                     alarm = heapq.heappop(self._alarms)[2]
-                    turns.log(me, f"rings {alarm}")
+                    turns.log(me, "rings", alarm)
                     fn, alarm.fn = alarm.fn, None
                     return cast("Callable[[], object]", fn)
                 self._is_timer_idle = True
                 turns.park(me, "the next alarm", self._alarms[0][0] if self._alarms else None)
                 self._is_timer_idle = False
 
-    def _name(self, kind: str) -> str:
-        number = self._made[kind] = self._made.get(kind, 0) + 1
-        return f"{kind} {number}"
+    def _has_only_lookouts(self) -> bool:
+        """Whether nothing will happen but that the runtime looks whether something has happened."""
+        if any(thread is not self._timer for thread in self._turns.sleeping()):
+            return False
+        fns = [alarm.fn for _, _, alarm in self._alarms if alarm.fn is not None]
+        return all(getattr(fn, "__module__", None) in _LOOKOUTS for fn in fns)
+
+
+def _nobody() -> None:
+    """Pass on a baton that is not there."""
 
 
 @contextlib.contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
-__all__ = ["Step", "Trace"]
+if TYPE_CHECKING:
+    from threadserve.testing.turns import Entry
+
+__all__ = ["Step", "Trace", "told"]
 
 
 class Step(NamedTuple):
@@ -54,3 +57,14 @@ class Trace(Sequence[Step]):
     def mermaid(self) -> str:
         """Return a Mermaid sequence diagram of the requests."""
         raise NotImplementedError
+
+
+def told(entry: Entry) -> str:
+    """Return an entry of the kernel's as a line."""
+    thread, verb, what, _, _ = entry
+    return f"{thread}: {operation(verb, what)}"
+
+
+def operation(verb: str, what: object) -> str:
+    """Say what was done to what."""
+    return f"{verb} {getattr(what, 'label', what)}".strip()

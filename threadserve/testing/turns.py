@@ -16,7 +16,7 @@ import traceback
 from _thread import allocate_lock, get_ident
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from threadserve.concurrency.outcome import capture
 
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
-__all__ = ["Ended", "SimulatedThread", "StuckError", "Turns", "UncontrolledError"]
+    from threadserve.testing.choices import Schedule
+    from threadserve.testing.crew import Worker
 
-_MASK = 2**64 - 1
+__all__ = ["Ended", "Entry", "SimulatedThread", "StuckError", "Turns", "UncontrolledError"]
+
 _GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
 _LAST_STEPS = 10_000  # what a thread may do while it ends before its every step raises
+_IDLE_JUMPS = 64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
 _FOLDER = Path(__file__).parent
+
+Entry = tuple[str, str, object, float, object]
+"""What is noted of a step: thread, verb, object of the verb, time, what the thread works for."""
 
 
 class StuckError(AssertionError):
@@ -49,7 +55,9 @@ class Turns:
 
     Attributes:
         now: The virtual time.
-        trace: What was done, by whom, in order.
+        entries: What was done, by whom, in order.
+        choices: What was chosen, where there was a choice; as ``Replay`` takes it.
+        steps: How many switch points there were; the watchdog looks at it.
         section: To be entered, with ``with``, by who calls any method but ``fail``; gives the caller's thread.
         threads: All there are; the first one is main's.
         current: Who holds the baton.
@@ -58,33 +66,66 @@ class Turns:
         is_ending: The run has failed, or is over.
         failure: With what it failed.
         notes: What is to be set at the next switch point.
+        works_for: Says what the calling thread works for; noted with each step.
+        has_only_lookouts: Says that nothing but alarms of the runtime's own look-outs can let time pass.
     """
 
-    def __init__(self, seed: int, max_steps: int, outermost: set[CodeType]) -> None:
+    def __init__(self, schedule: Schedule, max_steps: int, outermost: set[CodeType]) -> None:
         self.now = 0.0
-        self.trace: list[str] = []
+        self.entries: list[Entry] = []
+        self.choices: list[int] = []
+        self.steps = 0
         self.section = _Section(self)
         self.threads: list[SimulatedThread] = []
         self.current: SimulatedThread | None = None
         self.is_busy = False
-        self.is_interrupted = False
         self.is_ending = False
         self.failure: BaseException | None = None
         self.notes: deque[_Note] = deque()
-        self._max_steps = max_steps
-        self._steps = 0
+        self.works_for: Callable[[], object] = _nothing
+        self.has_only_lookouts: Callable[[], bool] = lambda: False
+        self._is_interrupted = False
+        self._limit = self._max_steps = max_steps  # -1 once every switch point has to look at more
         self._outermost = outermost  # the functions at which a stack, as it is told, begins
-        self._chance = _Chance(seed)
-        self._inertia = (0, 1, 3, 9)[self._chance.below(4)]  # how much the one that runs is preferred
+        self._schedule = schedule
         self._runnable: list[SimulatedThread] = []  # without the current one
+        self._numbers: list[int] = []  # of the runnable ones
         self._sleepers: list[tuple[float, int, SimulatedThread]] = []  # a heap; holds stale entries
         self._sleeps = 0
+        self._idle_jumps = 0
         self._has_main_returned = False
+
+    @property
+    def is_interrupted(self) -> bool:
+        return self._is_interrupted
+
+    @is_interrupted.setter
+    def is_interrupted(self, value: bool) -> None:
+        self._is_interrupted = value
+        if value:
+            self._limit = -1
 
     # ---- switch points
 
+    def enter(self) -> SimulatedThread:
+        """Enter the section and return the caller's thread; who calls this sets ``is_busy`` back."""
+        me = self.current
+        if me is None or me.ident != get_ident():
+            self._refuse_foreigner()
+        if self.is_busy:
+            failure = RuntimeError("a finalizer or signal handler took a lock, waited or started something")
+            self.fail(failure)
+            raise failure
+        self.is_busy = True
+        return me
+
     def pause(self, me: SimulatedThread) -> None:
         """A switch point of one that can go on."""
+        self.steps += 1
+        if self._runnable or self.notes or self.steps > self._limit:
+            self._pause(me)
+
+    def _pause(self, me: SimulatedThread) -> None:
         if not self.is_ending:
             self._pass_on(me, self._choose(me))
             return
@@ -99,12 +140,13 @@ class Turns:
         if deadline is not None and deadline <= self.now:
             return False
         self.refuse_when_ending()
-        self.log(me, f"waits for {what}")
+        self.log(me, "waits for", what)
         me.is_parked, me.has_timed_out, me.waits_for = True, False, what
         if deadline is not None and deadline != math.inf:
             self._sleeps += 1
             me.sleep = self._sleeps
             heapq.heappush(self._sleepers, (deadline, me.sleep, me))
+        self.steps += 1
         self._pass_on(me, self._choose(None))
         self.refuse_when_ending()
         me.waits_for = None
@@ -114,40 +156,59 @@ class Turns:
         """Main has returned: let the others go on until all are parked. Return whether time would help them."""
         self._has_main_returned = True
         me.waits_for = "the others, having returned"
+        self.steps += 1
         self._pass_on(me, self._choose(None))
         return any(thread.sleep == number for _, number, thread in self._sleepers)
 
-    def leave(self, me: SimulatedThread) -> None:
-        """Pass the baton on for good."""
-        self.log(me, "ends")
+    def leave(self, me: SimulatedThread) -> Callable[[], object]:
+        """Return what passes the baton on for good."""
+        self.log(me, "ends", "")
         me.is_done = True
         for thread in me.joining:
             self.wake(thread)
+        self.steps += 1
         chosen = self.current = self._choose(None)
-        chosen.baton.release()
+        return chosen.baton.release
 
     # ---- what leads to a turn
 
     def join_in(self, thread: SimulatedThread) -> None:
         """Let a new thread have turns."""
+        thread.number = len(self.threads)
         self.threads.append(thread)
         self._runnable.append(thread)
+        self._numbers.append(thread.number)
 
     def wake(self, thread: SimulatedThread) -> None:
         """Let a parked thread have turns again."""
         if thread.is_parked:
             thread.is_parked, thread.sleep = False, 0
             self._runnable.append(thread)
+            self._numbers.append(thread.number)
 
     def draw(self, limit: int) -> int:
-        """Return one of 0 to `limit` - 1, as the seed says."""
-        return self._chance.below(limit)
+        """Return one of 0 to `limit` - 1, as the schedule says."""
+        if limit < 2:
+            return 0
+        drawn = self._schedule.draw(limit)
+        self.choices.append(drawn)
+        return drawn
 
     def fail(self, failure: BaseException) -> None:
         """End the run with `failure`, if it is the first one."""
         if not self.is_ending:
             self.failure = failure
-            self.is_ending = True
+            self.end()
+
+    def blame(self, failure: BaseException) -> None:
+        """End the run if `failure` is a signal handler's, from the middle of a switch."""
+        if type(failure) not in (Ended, RuntimeError, UncontrolledError):
+            self.fail(failure)
+
+    def end(self) -> None:
+        """Begin to end the run: from now on nobody waits, and nothing is started."""
+        self.is_ending = True
+        self._limit = -1
 
     def refuse_when_ending(self) -> None:
         """Whoever waits or starts something now is ended."""
@@ -158,36 +219,56 @@ class Turns:
 
     def _choose(self, me: SimulatedThread | None) -> SimulatedThread:
         """Decide who goes on; `me` if it could. It is main, to end the run, once anything has failed."""
-        main, others = self.threads[0], self._runnable
-        self._steps += 1
-        self._act_on_notes()
-        if self.is_interrupted:
-            self.fail(KeyboardInterrupt())
-        elif self._steps > self._max_steps:
-            self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
+        others = self._runnable
+        if self.notes:
+            self._act_on_notes()
+        if self.steps > self._limit:
+            if self._is_interrupted:
+                self.fail(KeyboardInterrupt())
+            elif not self.is_ending:
+                self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
         if self.is_ending:
-            return main
+            return self.threads[0]
         if me is not None:
-            pick = self._chance.below(len(others) + 1 + self._inertia) if others else 0
-            if pick >= len(others):
+            if not others:
                 return me
-            chosen, others[pick] = others[pick], me
+            pick = self._schedule.choose(me.number, self._numbers)
+            self.choices.append(pick)
+            if not pick:
+                return me
+            chosen = self._take(pick - 1)
+            others.append(me)
+            self._numbers.append(me.number)
             return chosen
         while not others:
             if self._has_main_returned:
-                return main
+                return self.threads[0]
             if not self._jump():
                 self.fail(StuckError(self.report("nobody can go on, and main has not returned")))
-                return main
-        return others.pop(self._chance.below(len(others)))
+                return self.threads[0]
+        if len(others) == 1:
+            return self._take(0)
+        pick = self._schedule.choose(None, self._numbers)
+        self.choices.append(pick)
+        return self._take(pick)
+
+    def _take(self, index: int) -> SimulatedThread:
+        del self._numbers[index]
+        return self._runnable.pop(index)
 
     def _pass_on(self, me: SimulatedThread, chosen: SimulatedThread) -> None:
-        if chosen is not me:
-            self.current = chosen
-            chosen.baton.release()
-            # Main looks up now and then: a signal that came just before the wait would not end it.
-            while not me.baton.acquire(timeout=_GLANCE_S if me is self.threads[0] else -1):
-                pass
+        if chosen is me:
+            return
+        self.current = chosen
+        chosen.baton.release()
+        if me is not self.threads[0]:
+            me.baton.acquire()
+            return
+        # Main looks up now and then: a signal that came just before the wait would not end it, and
+        # whoever has the baton may never give it back.
+        while not me.baton.acquire(timeout=_GLANCE_S):
+            if self.failure is not None and isinstance(self.failure, UncontrolledError):
+                return
 
     def _jump(self) -> bool:
         """Let time pass until somebody can run; False when nobody ever will."""
@@ -196,8 +277,11 @@ class Turns:
             heapq.heappop(sleepers)
         if not sleepers:
             return False
+        self._idle_jumps = self._idle_jumps + 1 if self.has_only_lookouts() else 0
+        if self._idle_jumps > _IDLE_JUMPS:
+            return False
         self.now = sleepers[0][0]
-        self.trace.append(f"the clock: {self.now:g}")
+        self.entries.append(("the clock", "", f"{self.now:g}", self.now, None))
         while sleepers and sleepers[0][0] <= self.now:
             _, number, thread = heapq.heappop(sleepers)
             if thread.sleep == number:
@@ -205,19 +289,25 @@ class Turns:
                 thread.has_timed_out = True
         return True
 
+    def sleeping(self) -> list[SimulatedThread]:
+        """Return who waits with a timeout."""
+        return [thread for _, number, thread in self._sleepers if thread.sleep == number]
+
     def _act_on_notes(self) -> None:
         """Do the ``set`` calls that came at odd moments."""
         while self.notes:
             waiter = self.notes.popleft()
-            self.trace.append(f"a finalizer, signal handler or foreign thread: sets {waiter}")
+            self.entries.append(
+                ("a finalizer, signal handler or foreign thread", "sets", waiter, self.now, None)
+            )
             waiter.fulfil()
 
     # ---- telling
 
-    def log(self, me: SimulatedThread, what: str) -> None:
-        """Add a line to the trace."""
+    def log(self, me: SimulatedThread, verb: str, what: object) -> None:
+        """Note a step."""
         if not self.is_ending:
-            self.trace.append(f"{me.name}: {what}")
+            self.entries.append((me.name, verb, what, self.now, self.works_for()))
 
     def report(self, headline: str) -> str:
         """Say of each thread what it waits for, and where."""
@@ -226,9 +316,26 @@ class Turns:
         for thread in self.threads:
             if not thread.is_done:
                 state = "could go on" if thread.waits_for is None else f"waits for {thread.waits_for}"
-                stack = _stack(frames.get(thread.ident or 0), self._outermost)
+                stack = told_stack(frames.get(thread.ident or 0), self._outermost)
                 lines.append(f"\n{thread.name} {state}\n{stack}")
         return "".join(lines)
+
+    def stack_of(self, thread: SimulatedThread) -> str:
+        """Return where `thread` is, as a traceback shows it."""
+        return told_stack(sys._current_frames().get(thread.ident or 0), self._outermost)
+
+    def _refuse_foreigner(self) -> Any:
+        if any(thread.ident == get_ident() and not thread.is_done for thread in self.threads[1:]):
+            raise Ended  # it was given up: the run went on, or is over
+        text = (
+            f"the thread {threading.current_thread().name!r} is not under control: what a simulation made is for code "
+            "inside of its run, and in threads that were started there"
+        )
+        if self.current is None:
+            raise RuntimeError(text)
+        failure = UncontrolledError(text)
+        self.fail(failure)  # its holder goes on to the next switch point
+        raise failure
 
 
 class SimulatedThread:
@@ -237,11 +344,11 @@ class SimulatedThread:
     def __init__(self, turns: Turns, name: str, fn: Callable[[], object] | None) -> None:
         self._turns = turns
         self.name = name
+        self.number = 0
         self.ident: int | None = None
         self.fn = fn
-        self.real: threading.Thread | None = None
-        self.baton = allocate_lock()  # held, except for the moment in which this thread is chosen
-        self.baton.acquire()
+        self.worker: Worker | None = None
+        self.baton: Any = None  # held, except for the moment in which this thread is chosen
         self.is_parked = False
         self.is_done = False
         self.waits_for: object = None
@@ -252,6 +359,21 @@ class SimulatedThread:
 
     def __str__(self) -> str:
         return f"the end of {self.name}"
+
+    @property
+    def real(self) -> threading.Thread | None:
+        """The thread of the operating system that it runs on."""
+        return None if self.worker is None else self.worker.real
+
+    def run_on(self, worker: Worker) -> None:
+        """Run on `worker`, once chosen."""
+        self.worker, self.baton, self.ident = worker, worker.baton, worker.real.ident
+
+    def run_here(self) -> None:
+        """Be the thread that calls, which has the baton."""
+        self.baton = allocate_lock()
+        self.baton.acquire()
+        self.ident = get_ident()
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
@@ -279,25 +401,12 @@ class _Section:
         self._turns = turns
 
     def __enter__(self) -> SimulatedThread:
-        turns = self._turns
-        me = turns.current
-        if me is None or me.ident != get_ident():
-            name = threading.current_thread().name
-            raise RuntimeError(
-                f"the thread {name!r} is not under control: what a SimulatedKernel made is for code "
-                "inside of its run, and in threads that it spawned there"
-            )
-        if turns.is_busy:
-            failure = RuntimeError("a finalizer or signal handler took a lock, waited or started something")
-            turns.fail(failure)
-            raise failure
-        turns.is_busy = True
-        return me
+        return self._turns.enter()
 
     def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, tb: object) -> None:
         self._turns.is_busy = False
-        if failure is not None and kind not in (Ended, RuntimeError):
-            self._turns.fail(failure)  # a signal handler's, from the middle of a switch
+        if failure is not None:
+            self._turns.blame(failure)
 
 
 class _Note(Protocol):
@@ -306,21 +415,11 @@ class _Note(Protocol):
     def fulfil(self) -> None: ...
 
 
-class _Chance:
-    """Splitmix64: the same numbers in every process and every version."""
-
-    def __init__(self, seed: int) -> None:
-        self._state = seed
-
-    def below(self, limit: int) -> int:
-        """Return one of 0 to `limit` - 1."""
-        self._state = z = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        return (z ^ (z >> 31)) % limit
+def _nothing() -> None:
+    """Say that a thread works for nobody in particular."""
 
 
-def _stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
+def told_stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
     """Format where a thread is, from where the run begins, without the kernel's own frames."""
     frames: list[tuple[FrameType, int]] = []
     while frame is not None and frame.f_code not in outermost:
