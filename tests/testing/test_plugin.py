@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
@@ -26,19 +24,19 @@ from hypothesis import given, settings, strategies as st
 from threadserve.testing import example
 example.carry()
 
+made = []
+gate = threading.Event()
+
 @serve.deployment
 class Model:
-    made = 0
-    gate = threading.Event()
-
     def __init__(self):
-        Model.made += 1
+        made.append(self)
 
     def __call__(self, number):
         return number
 
     def hang(self):
-        Model.gate.wait()
+        gate.wait()
 
     def items(self):
         while True:
@@ -47,7 +45,7 @@ class Model:
 APP = Model.bind()
 """
 
-Suite = "Callable[..., pytest.RunResult]"
+Suite: TypeAlias = Callable[..., pytest.RunResult]
 
 
 @pytest.fixture
@@ -84,7 +82,7 @@ def test_it(serve_app, number):
     assert serve_app(APP).remote(number).result() == number
 
 def test_one_was_made():
-    assert Model.func_or_class.made == 1
+    assert len(made) == 1
 """)
         result.assert_outcomes(passed=2)
 
@@ -98,7 +96,7 @@ def test_it(serve_app, number):
     runs.append(serve_app(APP, fresh=True).remote(number).result())
 
 def test_as_many_were_made():
-    assert Model.func_or_class.made == len(runs) >= 20
+    assert len(made) == len(runs) >= 20
 """)
         result.assert_outcomes(passed=2)
 
@@ -122,7 +120,7 @@ def test_leaks(serve_app):
     kept.append(serve_app(Model.options(graceful_shutdown_timeout_s=0).bind()).hang.remote())
 
 def test_does_not(serve_app):
-    Model.func_or_class.gate.set()
+    gate.set()
     assert serve_app(APP).remote(1).result() == 1
 """)
         result.assert_outcomes(failed=1, passed=1)
@@ -160,7 +158,7 @@ def no_patience(monkeypatch):
 
 def test_leaks(serve_app):
     serve_app(APP)
-    threading.Thread(target=Model.func_or_class.gate.wait, name="forgotten", daemon=True).start()
+    threading.Thread(target=gate.wait, name="forgotten", daemon=True).start()
 """)
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines(["*thread: forgotten"])
@@ -231,7 +229,7 @@ def test_hangs(serve_app):
         ("--threadserve-explore=0", "at least 1"),
         pytest.param(
             "--threadserve-engine=threads,ray",
-            "Ray is not installed: pip install 'ray[[]serve]'",
+            "Ray is not installed: pip install 'ray[[]serve[]]'",
             marks=pytest.mark.skipif("ray" in sys.modules, reason="for who has no Ray"),
         ),
     ],
@@ -240,4 +238,4 @@ def test_an_option_that_cannot_be_is_refused(suite: Suite, option: str, said: st
     result = suite("def test_it(): pass", option)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*{option}: *{said}*"])
+    result.stderr.fnmatch_lines([f"*{said}*"])

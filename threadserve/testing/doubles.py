@@ -43,10 +43,15 @@ class Call:
     method: str = "__call__"
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    answer: DeploymentResponse[Any] | DeploymentResponseGenerator[Any] | None = field(
-        default=None, compare=False, repr=False
-    )
-    """The response, in the calls of a spy; a stream is the caller's to read."""
+    answer: Any = field(default=None, compare=False, repr=False)
+    """In the calls of a spy: the DeploymentResponse, or the DeploymentResponseGenerator, which is the caller's to read."""
+    is_stream: bool = field(default=False, compare=False, repr=False)
+    """Whether it was, or is to be, made with ``stream=True``."""
+
+    def on(self, handle: DeploymentHandle[Any]) -> Any:
+        """Make the call and return its response, or the generator of its items. Never blocks."""
+        options: dict[str, Any] = {"method_name": self.method, "stream": self.is_stream}
+        return handle.options(**options).remote(*self.args, **self.kwargs)
 
 
 class Answering(Protocol):
@@ -215,8 +220,9 @@ class _Tap:
         self.stream_buffer_size = router.stream_buffer_size
 
     def assign(self, request: Request) -> None:
-        answer = DeploymentResponse[Any] if request.channel is None else DeploymentResponseGenerator[Any]
-        self.book.add(Call(request.method, request.args or (), request.kwargs or {}, answer(request)))
+        is_stream = request.channel is not None
+        answer: Any = DeploymentResponseGenerator(request) if is_stream else DeploymentResponse(request)
+        self.book.add(Call(request.method, request.args or (), request.kwargs or {}, answer, is_stream))
         request.router = self._router
         self._router.assign(request)
 

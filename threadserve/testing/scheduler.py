@@ -65,7 +65,14 @@ from threadserve.testing.choices import Random
 from threadserve.testing.crew import hire
 from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
 from threadserve.testing.traces import told
-from threadserve.testing.turns import _LAST_STEPS, Ended, SimulatedThread, StuckError, Turns, UncontrolledError
+from threadserve.testing.turns import (
+    _LAST_STEPS,
+    Ended,
+    SimulatedThread,
+    StuckError,
+    Turns,
+    UncontrolledError,
+)
 from threadserve.testing.watchdog import unwatch, watch
 
 if TYPE_CHECKING:

@@ -31,7 +31,9 @@ __all__ = ["Ended", "Entry", "SimulatedThread", "StuckError", "Turns", "Uncontro
 
 _GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
 _LAST_STEPS = 10_000  # what a thread may do while it ends before its every step raises
-_IDLE_JUMPS = 64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
+_IDLE_JUMPS = (
+    64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
+)
 _FOLDER = Path(__file__).parent
 
 Entry = tuple[str, str, object, float, object]
@@ -226,7 +228,9 @@ class Turns:
             if self._is_interrupted:
                 self.fail(KeyboardInterrupt())
             elif not self.is_ending:
-                self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
+                self.fail(
+                    StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?"))
+                )
         if self.is_ending:
             return self.threads[0]
         if me is not None:
