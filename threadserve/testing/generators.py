@@ -30,6 +30,7 @@ __all__ = [
     "call_histories",
     "deployment_options",
     "faults",
+    "names_in",
     "schedules",
 ]
 
@@ -89,7 +90,7 @@ def faults(
         at_most: So many faults.
         calls: Each strikes one of the first so many calls.
     """
-    deployments = st.sampled_from(_names(app))
+    deployments = st.sampled_from(names_in(app))
     number = st.integers(1, calls).map(lambda call: (call,))
     seconds = st.sampled_from([0.1, 1.0, 60.0])
     kinds: list[st.SearchStrategy[fault.Fault]] = [
@@ -103,7 +104,8 @@ def faults(
     return st.lists(st.one_of(kinds), max_size=at_most)
 
 
-def _names(app: Application[Any]) -> list[str]:
+def names_in(app: Application[Any]) -> list[str]:
+    """Return the names of the deployments of an app, children first, each once."""
     names: list[str] = []
 
     def note(binding: Binding) -> Binding:
