@@ -1,4 +1,7 @@
-"""The verbs: run, start, status, delete, shutdown, and the ways to a handle. All act on the one runtime of this process."""
+"""The verbs: run, start, status, delete, shutdown, and the ways to a handle.
+
+All act on the one runtime of this process; in a thread that is under a simulated kernel, on the one of that kernel.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from threadserve.app.graph import build
 from threadserve.call import directory
 from threadserve.call.context import inheritance
 from threadserve.concurrency.interrupts import Interrupts
-from threadserve.concurrency.real import RealKernel
-from threadserve.errors import ConfigError, ServeError
+from threadserve.concurrency.real import RealKernel, kernel_here
+from threadserve.errors import ConfigError, NotSupportedError, ServeError
 from threadserve.runtime.controller import Controller
 from threadserve.runtime.status import ServeStatus
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from threadserve.app.deployment import Application
     from threadserve.app.graph import Plan
-    from threadserve.concurrency.kernel import WaiterLike
+    from threadserve.concurrency.kernel import Kernel, WaiterLike
     from threadserve.handle import DeploymentHandle
     from threadserve.http.server import Server
 
@@ -57,18 +60,22 @@ class RunTarget(NamedTuple):
 class _Runtime:
     """The controller and, once it is wanted, the HTTP server."""
 
-    def __init__(self, resources: Mapping[str, object] | None) -> None:
-        self.kernel = _kernel
+    def __init__(self, kernel: Kernel, resources: Mapping[str, object] | None) -> None:
+        self.kernel = kernel
         self.controller = Controller(self.kernel, resources)
-        self._lock = RealKernel.lock()  # held while the server is being started or found to be of no use
+        self._lock = kernel.lock()  # held while the server is being started or found to be of no use
         self.server: Server | None = None
         self.serves_all = False  # whether apps that name no prefix are served
         self._enders: list[WaiterLike] | None = []  # guarded by _lock; who shuts down, None when that is done
-        inheritance.install()
-        _interrupts.install()
+        self._is_real = isinstance(kernel, RealKernel)  # what is simulated is ended in other ways as well
+        if self._is_real:
+            inheritance.install()
+            _interrupts.install()
 
     def serve_http(self, options: HTTPOptions) -> None:
         """Start the HTTP server, unless there is one. Blocks until it accepts connections."""
+        if not self._is_real:
+            raise NotSupportedError("there is no HTTP in a simulation: it has no sockets; call the handle")
         with self._lock:
             if self.server is None:
                 from threadserve.http.server import Server
@@ -115,30 +122,71 @@ class _Runtime:
                 server.stop()
             self.controller.shutdown()
         finally:
-            inheritance.uninstall()
-            _interrupts.uninstall()
+            if self._is_real:
+                inheritance.uninstall()
+                _interrupts.uninstall()
             with self._lock:
                 enders, self._enders = self._enders or [], None
             for ender in enders:
                 ender.set()
 
 
-_kernel = RealKernel()  # for one runtime after the other: its threads stay
+class _Ground:
+    """A kernel, and the runtime that stands on it: one after the other, for the kernel's threads stay."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.runtime: _Runtime | None = None  # guarded by _lock
+        self.blocked: list[WaiterLike] = []
+        self._lock = kernel.lock()
+        self._former: _Runtime | None = None  # guarded by _lock; the last one that was shut down, or is being
+
+    def current(self, resources: Mapping[str, object] | None = None) -> _Runtime:
+        """Return the runtime, starting it, with `resources`, if there is none."""
+        with self._lock:
+            if self.runtime is None:
+                self.runtime = _Runtime(self.kernel, resources)
+            return self.runtime
+
+    def shutdown(self) -> None:
+        """End the runtime, if there is one, or wait for the end of the last one."""
+        with self._lock:
+            runtime = self.runtime or self._former
+            self.runtime, self._former = None, runtime
+        if runtime is not None:
+            runtime.shutdown()
+        while self.blocked:
+            self.blocked.pop().set()
+
+
 _interrupts = Interrupts()
-_lock = RealKernel.lock()
-_runtime: _Runtime | None = None  # guarded by _lock
-_former: _Runtime | None = None  # guarded by _lock; the last one that was shut down, or is being
 _numbers = itertools.count(1)
-_blocked: list[WaiterLike] = []
+_process = _Ground(RealKernel())
+_simulated: dict[Kernel, _Ground] = {}  # guarded by _simulated_lock
+_simulated_lock = RealKernel.lock()
+
+
+def _ground() -> _Ground:
+    """Return what the calling thread stands on."""
+    kernel = kernel_here()
+    if kernel is None:
+        return _process
+    with _simulated_lock:
+        ground = _simulated.get(kernel)
+        if ground is None:
+            ground = _simulated[kernel] = _Ground(kernel)
+        return ground
+
+
+def forget(kernel: Kernel) -> None:
+    """Let go of the runtime of a simulation that is over; for the simulator."""
+    with _simulated_lock:
+        _simulated.pop(kernel, None)
 
 
 def _current(resources: Mapping[str, object] | None = None) -> _Runtime:
     """Return the runtime, starting it, with `resources`, if there is none."""
-    global _runtime
-    with _lock:
-        if _runtime is None:
-            _runtime = _Runtime(resources)
-        return _runtime
+    return _ground().current(resources)
 
 
 def run(
@@ -269,7 +317,7 @@ def start(
 
 def http_url() -> str | None:
     """Return where HTTP is served, such as ``http://127.0.0.1:8000``; None when it is not."""
-    runtime = _runtime
+    runtime = _ground().runtime
     server = None if runtime is None else runtime.server
     return None if server is None else server.url
 
@@ -280,26 +328,19 @@ def delete(name: str) -> None:
     Blocks until it is gone, for the longest ``graceful_shutdown_timeout_s`` of the app at most; from inside a replica of
     the app it does not wait. An unknown name is no error. Any thread.
     """
-    runtime = _runtime
+    runtime = _ground().runtime
     if runtime is not None:
         runtime.controller.delete(name)
 
 
 def shutdown() -> None:
     """Take all apps down, as ``delete`` does, and stop serving HTTP. Blocks. May be repeated; ``run`` starts anew."""
-    global _runtime, _former
-    with _lock:
-        runtime = _runtime or _former
-        _runtime, _former = None, runtime
-    if runtime is not None:
-        runtime.shutdown()
-    while _blocked:
-        _blocked.pop().set()
+    _ground().shutdown()
 
 
 def status() -> ServeStatus:
     """Return the state of every app. Never blocks; empty when nothing was run."""
-    runtime = _runtime
+    runtime = _ground().runtime
     return ServeStatus() if runtime is None else runtime.controller.status()
 
 
@@ -309,7 +350,7 @@ def get_app_handle(name: str) -> DeploymentHandle[Any]:
     Raises:
         ServeError: There is no such app.
     """
-    runtime = _runtime
+    runtime = _ground().runtime
     if runtime is None:
         raise ServeError(f"there is no app {name!r}: nothing has been run in this process")
     return runtime.controller.app_handle(name)
@@ -333,7 +374,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
                 f"get_deployment_handle({deployment_name!r}): outside of a replica app_name is needed"
             )
         app_name = str(replica.app_name)
-    runtime = _runtime
+    runtime = _ground().runtime
     if runtime is None:
         raise ServeError(f"there is no app {app_name!r}: nothing has been run in this process")
     return runtime.controller.deployment_handle(deployment_name, app_name)
@@ -342,9 +383,10 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
 def _block(runtime: _Runtime) -> None:
     """Wait for Ctrl-C, or for a shutdown from elsewhere."""
     waiter = runtime.kernel.waiter()
-    _blocked.append(waiter)
+    ground = _ground()
+    ground.blocked.append(waiter)
     try:
-        if runtime is _runtime:  # else it was shut down before it could have told the waiter
+        if runtime is ground.runtime:  # else it was shut down before it could have told the waiter
             waiter.wait()
     except KeyboardInterrupt:
         shutdown()
@@ -377,7 +419,7 @@ def _check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
 @atexit.register
 def _at_exit() -> None:
     """Let what runs be answered, for a while; the threads are daemons and end with the process."""
-    runtime = _runtime
+    runtime = _process.runtime
     if runtime is None or _is_interrupted():
         return
     try:
@@ -399,13 +441,11 @@ def _tell(verb: str, names: list[str]) -> None:
 
 def _after_fork() -> None:
     """A forked child has none of the threads: what it inherited refuses, and it may run apps of its own."""
-    global _lock, _kernel, _runtime, _former
-    if _runtime is not None:
+    global _process, _simulated_lock
+    if _process.runtime is not None:
         inheritance.uninstall()
         _interrupts.uninstall()
-    _lock, _kernel = RealKernel.lock(), RealKernel()
-    _runtime = _former = None
-    _blocked.clear()
+    _process, _simulated_lock = _Ground(RealKernel()), RealKernel.lock()
     directory.disown_after_fork()
 
 

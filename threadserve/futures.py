@@ -20,7 +20,7 @@ from threadserve.call.blocking import block, suspend
 from threadserve.call.response import DeploymentResponse, check_seconds, refuse_in_event_loop, request_of
 from threadserve.concurrency.loops import make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
-from threadserve.concurrency.real import RealKernel
+from threadserve.concurrency.real import RealKernel, kernel_here
 from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, deliver
 
 if TYPE_CHECKING:
@@ -415,11 +415,11 @@ def _checked(sources: Iterable[S]) -> tuple[S, ...]:
 
 
 def _kernel_of(sources: Iterable[object]) -> Kernel:
-    """Return the kernel that the sources belong to; plain futures belong to the real one."""
+    """Return the kernel that the sources belong to; plain futures belong to the one that the thread is under."""
     for source in sources:
         if isinstance(source, DeploymentResponse):
             return request_of(source).router.kernel
-    return RealKernel()
+    return kernel_here() or RealKernel()
 
 
 def _outcome(source: object) -> Outcome:

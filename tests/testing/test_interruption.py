@@ -13,8 +13,7 @@ import pytest
 from tests.testing.programs import alive, run
 from threadserve.testing import scheduler
 from threadserve.testing.scheduler import SimulatedKernel, explore
-from threadserve.testing.traces import told
-from threadserve.testing.turns import Entry
+from threadserve.testing.turns import Entry, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -423,7 +423,7 @@ class TestEnd:
         assert "deaf" in caught.value.__notes__[0]
         is_over = True
         deaf = kernel._turns.threads[1]
-        assert deaf.last_steps <= 2 * turns._LAST_STEPS + 1
+        assert deaf.last_steps <= 2 * turns.LAST_STEPS + 1
         deaf.baton.release()
         assert deaf.real is not None
         deaf.real.join()

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from threadserve.call.request import current_request
+from threadserve.concurrency.real import kernel_here
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -57,6 +58,7 @@ def remaining() -> float:
 
 
 def _now() -> float:
-    """Return the time on the clock of the kernel that this code runs on; plain code runs on the real one."""
+    """Return the time on the clock of the kernel that this code runs on."""
     request = current_request()
-    return time.monotonic() if request is None else request.router.kernel.now()
+    kernel = kernel_here() if request is None else request.router.kernel
+    return time.monotonic() if kernel is None else kernel.now()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from threadserve.call.request import CURRENT
 from threadserve.concurrency.outcome import Error
-from threadserve.concurrency.real import RealKernel
+from threadserve.concurrency.real import RealKernel, kernel_here
 from threadserve.errors import DeploymentUnavailableError
 
 if TYPE_CHECKING:
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["Absent", "disown_after_fork", "find", "refuse_after_fork", "register", "registered"]
 
 _lock = RealKernel.lock()
-_routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (
+_routers: weakref.WeakValueDictionary[tuple[Kernel | None, str, str], Router] = (
     weakref.WeakValueDictionary()
-)  # guarded by _lock
+)  # guarded by _lock; by the kernel that the thread is under: a simulated app hides no real one of the same name
 
 
 def register(router: Router) -> None:
     """Make `router` the one that handles find under its app and deployment."""
     with _lock:
-        _routers[router.app, router.deployment] = router
+        _routers[kernel_here(), router.app, router.deployment] = router
 
 
 def find(app: str, deployment: str) -> Router | None:
     """Return the router of a deployment, None where there never was one."""
     with _lock:
-        return _routers.get((app, deployment))
+        return _routers.get((kernel_here(), app, deployment))
 
 
 def registered(app: str | None = None) -> list[Router]:

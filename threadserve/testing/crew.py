@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections import deque
 from typing import TYPE_CHECKING
 
+from threadserve.concurrency.real import kernel_here, put_under
 from threadserve.concurrency.threads import start_thread
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-__all__ = ["Worker", "hire"]
+__all__ = ["Worker", "hire", "start_real_thread"]
 
 _NAME = "threadserve simulator, idle"
 
@@ -33,7 +34,7 @@ class Worker:
         self.baton.acquire()
         self._job: Callable[[Worker], Callable[[], object]] | None = None
         self._stays = True
-        self.real: threading.Thread = start_thread(_NAME, self._live)
+        self.real: threading.Thread = start_real_thread(_NAME, self._live)
 
     def give(self, name: str, job: Callable[[Worker], Callable[[], object]]) -> None:
         """Have `job` done when the baton comes. It returns what passes the baton on, which is the last that it does."""
@@ -58,6 +59,16 @@ class Worker:
                 del job  # what it held dies while this thread has the baton
                 pass_on()
                 del pass_on
+
+
+def start_real_thread(name: str, fn: Callable[[], object]) -> threading.Thread:
+    """Start a thread of the operating system, also where the thread that asks is under control."""
+    kernel, ident = kernel_here(), get_ident()
+    put_under(None, ident)
+    try:
+        return start_thread(name, fn)
+    finally:
+        put_under(kernel, ident)
 
 
 _idle: deque[Worker] = deque()  # append and pop are atomic, on every build

@@ -64,15 +64,7 @@ from threadserve.concurrency.reaper import Callbacks, Errands
 from threadserve.testing.choices import Random
 from threadserve.testing.crew import hire
 from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
-from threadserve.testing.traces import told
-from threadserve.testing.turns import (
-    _LAST_STEPS,
-    Ended,
-    SimulatedThread,
-    StuckError,
-    Turns,
-    UncontrolledError,
-)
+from threadserve.testing.turns import LAST_STEPS, Ended, SimulatedThread, StuckError, Turns, UncontrolledError, told
 from threadserve.testing.watchdog import unwatch, watch
 
 if TYPE_CHECKING:
@@ -83,6 +75,8 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Service
     from threadserve.testing.choices import Schedule
     from threadserve.testing.crew import Worker
+    from threadserve.testing.simulator import Simulation
+    from threadserve.testing.traces import Records
 
 __all__ = ["SimulatedKernel", "StuckError", "explore"]
 
@@ -141,6 +135,10 @@ class SimulatedKernel:
         self._is_timer_idle = False
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._disturbance = contextlib.ExitStack()
+        self.user_chance: random.Random | None = None  # what ``random`` draws from in simulated code, once it does
+        self.records: Records | None = None  # of the requests, where somebody wants them
+        self.simulation: Simulation | None = None  # which this is the kernel of
+        self._user_locks = 0
         self.errands: Service = Errands(self, "threadserve reaper")
         self.callbacks: Service = Callbacks(self, "threadserve callbacks")
 
@@ -153,6 +151,11 @@ class SimulatedKernel:
     def turns(self) -> Turns:
         """Who goes on; for this room."""
         return self._turns
+
+    def count_user_lock(self) -> int:
+        """Return a number for a lock of the user's."""
+        self._user_locks += 1
+        return self._user_locks
 
     # ---- the kernel
 
@@ -341,7 +344,7 @@ class SimulatedKernel:
             worker.go()
             return _nobody
         turns.is_busy = True
-        if me.last_steps > _LAST_STEPS:
+        if me.last_steps > LAST_STEPS:
             worker.go()
         else:
             worker.rest()

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from threadserve.call.request import ANSWERED, CURRENT, Request
+from threadserve.replica.target import Target
+from threadserve.testing.stand_ins import here
+from threadserve.testing.turns import operation
 
 if TYPE_CHECKING:
-    from threadserve.testing.turns import Entry
+    from collections.abc import Iterable
 
-__all__ = ["Step", "Trace", "told"]
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.testing.turns import Entry, Turns
+
+__all__ = ["HOOKS", "Records", "Step", "Trace"]
+
+_OF_REQUESTS = ("calls", "begins", "answers", "fails with")
 
 
 class Step(NamedTuple):
@@ -21,20 +31,40 @@ class Step(NamedTuple):
     thread: str
     """Who did it: "main", "default/Model#0 worker 1", ..."""
     operation: str
-    """What: "calls", "begins", "answers", "fails", "takes lock 3", "sets waiter 7", "ends", "line model.py:12", ..."""
+    """What: "calls", "begins", "answers", "fails with ValueError", "takes lock 3", "sets waiter 7", "ends", ..."""
     deployment: str
     """Whose request it was about, as "app/deployment"; empty for what is about no request."""
     method: str
     """Which method; empty for what is about no request."""
     request: int | None
     """Which request, in the order in which they were made, from 1; None for what is about no request."""
+    caller: int | None
+    """For "calls": on behalf of which request; None for plain code."""
+
+    @property
+    def is_of_request(self) -> bool:
+        """Whether it is a stage of a request: "calls", "begins", "answers" or "fails with ..."."""
+        return self.request is not None and self.operation.startswith(_OF_REQUESTS)
+
+    def __str__(self) -> str:
+        whose = f"  [{self.request}: {self.deployment}.{self.method}]" if self.request is not None else ""
+        return f"{self.step:>5} {self.time:>9.3f}s  {self.thread}: {self.operation}{whose}"
 
 
 class Trace(Sequence[Step]):
     """The steps of a run, in order. Same seed, same trace."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Iterable[Step]) -> None:
         self._steps = tuple(steps)
+
+    def __repr__(self) -> str:
+        return f"<Trace of {len(self)} steps>"
+
+    def __eq__(self, other: object) -> bool:
+        return self._steps == other._steps if isinstance(other, Trace) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._steps)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -44,27 +74,112 @@ class Trace(Sequence[Step]):
     @overload
     def __getitem__(self, index: slice) -> Trace: ...
     def __getitem__(self, index: int | slice) -> Step | Trace:
-        raise NotImplementedError
+        return Trace(self._steps[index]) if isinstance(index, slice) else self._steps[index]
 
     def requests(self) -> Trace:
-        """Return the steps that are about requests: calls, begins, answers, fails."""
-        raise NotImplementedError
+        """Return the steps that are stages of requests: calls, begins, answers, fails."""
+        return Trace(step for step in self._steps if step.is_of_request)
 
     def text(self, *, last: int | None = None) -> str:
         """Return a line for each step, of the `last` ones only if a number is given."""
-        raise NotImplementedError
+        steps = self._steps if last is None else self._steps[max(0, len(self) - last) :]
+        return "\n".join(map(str, steps))
 
     def mermaid(self) -> str:
-        """Return a Mermaid sequence diagram of the requests."""
-        raise NotImplementedError
+        """Return a Mermaid sequence diagram of the requests: https://mermaid.js.org."""
+        stages = [step for step in self._steps if step.is_of_request]
+        deployments = {step.request: step.deployment for step in stages}
+        callers = {step.request: deployments.get(step.caller, "main") for step in stages if step.operation == "calls"}
+        names = {name: f"p{index}" for index, name in enumerate(["main", *dict.fromkeys(deployments.values())])}
+        lines = ["sequenceDiagram"]
+        lines += [f"    participant {alias} as {name}" for name, alias in names.items()]
+        for step in stages:
+            callee, caller = names[step.deployment], names[callers.get(step.request, "main")]
+            if step.operation == "calls":
+                lines.append(f"    {caller}->>{callee}: {step.method} ({step.request})")
+            elif step.operation == "begins":
+                lines.append(f"    Note over {callee}: {step.method} ({step.request}) begins")
+            else:
+                arrow = "-->>" if step.operation == "answers" else "--x"
+                lines.append(f"    {callee}{arrow}{caller}: {step.operation} ({step.request})")
+        return "\n".join(lines)
 
 
-def told(entry: Entry) -> str:
-    """Return an entry of the kernel's as a line."""
-    thread, verb, what, _, _ = entry
-    return f"{thread}: {operation(verb, what)}"
+class Records:
+    """The requests of a run, numbered as they are made."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._numbers: dict[int, int] = {}  # by identity, which is good for as long as a request lives
+        self._made: list[tuple[str, str, int | None]] = []  # whose, which method, on whose behalf
+        turns.works_for = self.current
+
+    def current(self) -> int | None:
+        """Return the number of the request that the calling thread works for."""
+        request = CURRENT.get()
+        return None if request is None else self._numbers.get(id(request))
+
+    def add(self, request: Request) -> None:
+        """Note that a request was made."""
+        caller = self.current()
+        self._made.append((request.router.name, request.method, caller))
+        self._numbers[id(request)] = len(self._made)
+        self.note(request, "calls", "")
+
+    def note(self, request: Request, verb: str, what: object) -> None:
+        """Note a stage of a request."""
+        turns = self._turns
+        if turns.current is not None and not turns.is_ending:
+            number = self._numbers.get(id(request))
+            turns.entries.append((turns.current.name, verb, what, turns.now, number))
+
+    def trace(self) -> Trace:
+        """Return what has happened so far."""
+        return Trace(self._step(number, entry) for number, entry in enumerate(self._turns.entries))
+
+    def _step(self, number: int, entry: Entry) -> Step:
+        thread, verb, what, time, request = entry
+        if not isinstance(request, int):
+            return Step(number, time, thread, operation(verb, what), "", "", None, None)
+        deployment, method, caller = self._made[request - 1]
+        return Step(
+            number, time, thread, operation(verb, what), deployment, method, request, caller if verb == "calls" else None
+        )
 
 
-def operation(verb: str, what: object) -> str:
-    """Say what was done to what."""
-    return f"{verb} {getattr(what, 'label', what)}".strip()
+# ---- how the records hear of requests
+
+_init, _settle, _lookup = Request.__init__, Request.settle, Target.lookup
+
+
+def _made(self: Request, *args: Any, **kwargs: Any) -> None:
+    _init(self, *args, **kwargs)
+    kernel = here()
+    if kernel is not None and kernel.records is not None:
+        kernel.records.add(self)
+
+
+def _settled(self: Request, outcome: Outcome) -> Any:
+    was_answered = self.state is ANSWERED
+    news = _settle(self, outcome)
+    kernel = here()
+    if not was_answered and kernel is not None and kernel.records is not None:
+        error = outcome.exception
+        verb, what = ("answers", "") if error is None else ("fails with", type(error).__name__)
+        kernel.records.note(self, verb, what)
+    return news
+
+
+def _begun(self: Target, request: Request) -> Any:
+    kernel = here()
+    if kernel is not None and kernel.records is not None:
+        kernel.records.note(request, "begins", "")
+    return _lookup(self, request)
+
+
+HOOKS: list[tuple[Any, str, Any]] = [
+    (Request, "__init__", _made),
+    (Request, "settle", _settled),
+    (Target, "lookup", _begun),
+]
+"""What is put in the place of the runtime's own while there is a simulation, so that stages of requests are noted."""

@@ -27,14 +27,24 @@ if TYPE_CHECKING:
     from threadserve.testing.choices import Schedule
     from threadserve.testing.crew import Worker
 
-__all__ = ["Ended", "Entry", "SimulatedThread", "StuckError", "Turns", "UncontrolledError"]
+__all__ = [
+    "LAST_STEPS",
+    "Ended",
+    "Entry",
+    "SimulatedThread",
+    "StuckError",
+    "Turns",
+    "UncontrolledError",
+    "operation",
+    "told",
+]
 
 _GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
-_LAST_STEPS = 10_000  # what a thread may do while it ends before its every step raises
-_IDLE_JUMPS = (
-    64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
-)
+_IDLE_JUMPS = 64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
 _FOLDER = Path(__file__).parent
+
+LAST_STEPS = 10_000
+"""What a thread may do while it ends before its every step raises."""
 
 Entry = tuple[str, str, object, float, object]
 """What is noted of a step: thread, verb, object of the verb, time, what the thread works for."""
@@ -132,9 +142,9 @@ class Turns:
             self._pass_on(me, self._choose(me))
             return
         me.last_steps += 1
-        if me.last_steps > 2 * _LAST_STEPS and me is not self.threads[0]:
+        if me.last_steps > 2 * LAST_STEPS and me is not self.threads[0]:
             self._pass_on(me, self.threads[0])  # it swallows whatever is raised: here it stays
-        if me.last_steps > _LAST_STEPS:
+        if me.last_steps > LAST_STEPS:
             raise Ended
 
     def park(self, me: SimulatedThread, what: object, deadline: float | None) -> bool:
@@ -228,9 +238,7 @@ class Turns:
             if self._is_interrupted:
                 self.fail(KeyboardInterrupt())
             elif not self.is_ending:
-                self.fail(
-                    StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?"))
-                )
+                self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
         if self.is_ending:
             return self.threads[0]
         if me is not None:
@@ -433,3 +441,14 @@ def told_stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
     if frames and frames[-1][0].f_code is capture.__code__:
         del frames[-1]  # run's own call of main, or a thread's of its function
     return "".join(traceback.StackSummary.extract(reversed(frames)).format())
+
+
+def told(entry: Entry) -> str:
+    """Return an entry of the kernel's as a line."""
+    thread, verb, what, _, _ = entry
+    return f"{thread}: {operation(verb, what)}"
+
+
+def operation(verb: str, what: object) -> str:
+    """Say what was done to what."""
+    return f"{verb} {getattr(what, 'label', what)}".strip()

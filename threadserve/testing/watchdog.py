@@ -9,7 +9,7 @@ import time
 from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
-from threadserve.concurrency.threads import start_thread
+from threadserve.testing.crew import start_real_thread
 from threadserve.testing.turns import UncontrolledError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def watch(turns: Turns) -> None:
         _watched[turns] = _Look()
         if not _is_running:
             _is_running, _is_asleep = True, False
-            start_thread("threadserve simulator, watchdog", _watch)
+            start_real_thread("threadserve simulator, watchdog", _watch)
         elif _is_asleep:
             _is_asleep = False
             _sleeper.release()
