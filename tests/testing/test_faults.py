@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import threadserve as serve
-from threadserve.app.graph import build
-from threadserve.runtime.controller import Controller
 from threadserve.testing import faults
-from threadserve.testing.scheduler import SimulatedKernel
+from threadserve.testing.simulator import current_simulation, simulate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from threadserve.handle import DeploymentHandle
+    from threadserve.testing.simulator import Simulation
 
 
 class Model:
@@ -63,18 +62,10 @@ def double(number: int) -> int:
 ModelD = serve.deployment(Model)
 
 
-def simulated(app: Any, story: Callable[[DeploymentHandle[Any], SimulatedKernel], Any]) -> Any:
+def simulated(app: Any, story: Callable[[DeploymentHandle[Any], Simulation], Any]) -> Any:
     """Tell a story about an app in virtual time."""
-    kernel = SimulatedKernel(3)
-
-    def run() -> Any:
-        controller = Controller(kernel)
-        try:
-            return story(controller.deploy(build(app, "app")), kernel)
-        finally:
-            controller.shutdown()
-
-    return kernel.run(run)
+    with simulate(app, seed=3) as handle:
+        return story(handle, current_simulation())
 
 
 def outcomes(handle: Any, count: int) -> list[Any]:
@@ -136,11 +127,11 @@ def test_a_fault_of_a_method_counts_calls_of_that_method() -> None:
 def test_latency_passes_on_the_kernels_clock_sync_and_async() -> None:
     app = faults.inject(ModelD.bind(), faults.Latency("Model", 3600.0))
 
-    def story(handle: Any, kernel: SimulatedKernel) -> tuple[float, float]:
+    def story(handle: Any, simulation: Simulation) -> tuple[float, float]:
         handle.remote(1).result()
-        between = kernel.now()
+        between = simulation.now
         handle.later.remote(1).result()
-        return between, kernel.now()
+        return between, simulation.now
 
     assert simulated(app, story) == pytest.approx((3600, 7200))
 
@@ -150,12 +141,12 @@ def test_latency_ends_with_the_cancellation_of_the_call() -> None:
         ModelD.options(max_ongoing_requests=1).bind(), faults.Latency("Model", 3600.0, calls=[1])
     )
 
-    def story(handle: Any, kernel: SimulatedKernel) -> float:
+    def story(handle: Any, simulation: Simulation) -> float:
         first = handle.remote(1)
-        kernel.waiter().wait(5)
+        simulation.advance(5)
         first.cancel()
         handle.remote(2).result()
-        return kernel.now()
+        return simulation.now
 
     assert simulated(app, story) == pytest.approx(5)
 
@@ -163,7 +154,7 @@ def test_latency_ends_with_the_cancellation_of_the_call() -> None:
 def test_a_crash_ends_the_replica_and_another_one_comes() -> None:
     app = faults.inject(ModelD.bind(), faults.Crash("Model", calls=[2]))
 
-    def story(handle: Any, kernel: SimulatedKernel) -> list[Any]:
+    def story(handle: Any, simulation: Simulation) -> list[Any]:
         return outcomes(handle, 3)
 
     first, second, third = simulated(app, story)
@@ -195,9 +186,9 @@ def test_a_start_is_slow_on_the_kernels_clock(target: Any) -> None:
     deployment = serve.deployment(target)
     app = faults.inject(deployment.bind(), faults.SlowStart(deployment.name, 60.0))
 
-    def story(handle: Any, kernel: SimulatedKernel) -> float:
+    def story(handle: Any, simulation: Simulation) -> float:
         handle.remote().result()
-        return kernel.now()
+        return simulation.now
 
     assert simulated(app, story) == pytest.approx(60)
 
@@ -205,11 +196,11 @@ def test_a_start_is_slow_on_the_kernels_clock(target: Any) -> None:
 def test_a_fault_has_its_time() -> None:
     app = faults.inject(ModelD.bind(), faults.Failure("Model", ValueError, during=(10, 20)))
 
-    def story(handle: Any, kernel: SimulatedKernel) -> list[bool]:
+    def story(handle: Any, simulation: Simulation) -> list[bool]:
         failed = []
         for _ in range(3):
             failed.append(handle.remote(1).exception() is not None)
-            kernel.waiter().wait(12)
+            simulation.advance(12)
         return failed
 
     assert simulated(app, story) == [False, True, False]
@@ -218,7 +209,7 @@ def test_a_fault_has_its_time() -> None:
 def test_chance_is_the_kernels_so_a_seed_repeats_it() -> None:
     app = faults.inject(ModelD.bind(), faults.Failure("Model", ValueError, probability=0.5))
 
-    def story(handle: Any, kernel: SimulatedKernel) -> list[bool]:
+    def story(handle: Any, simulation: Simulation) -> list[bool]:
         return [handle.remote(1).exception() is None for _ in range(40)]
 
     first = simulated(app, story)
@@ -234,8 +225,8 @@ def test_several_faults_strike_one_call() -> None:
         faults.Failure("Model", OSError),
     )
 
-    def story(handle: Any, kernel: SimulatedKernel) -> tuple[float, bool]:
-        return isinstance(handle.remote(1).exception(), OSError), kernel.now()
+    def story(handle: Any, simulation: Simulation) -> tuple[float, bool]:
+        return isinstance(handle.remote(1).exception(), OSError), simulation.now
 
     assert simulated(app, story) == (True, pytest.approx(7))
 

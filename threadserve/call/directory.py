@@ -35,10 +35,11 @@ def find(app: str, deployment: str) -> Router | None:
 
 
 def registered(app: str | None = None) -> list[Router]:
-    """Return the routers of an app, or of all apps, that are in use, by name."""
+    """Return the routers of an app, or of all apps, that are in use, ordered by name."""
+    kernel = kernel_here()
     with _lock:
-        routers = list(_routers.values())
-    return sorted((router for router in routers if app in (None, router.app)), key=lambda router: router.name)
+        found = [router for key, router in _routers.items() if key[0] is kernel and app in (None, router.app)]
+    return sorted(found, key=lambda router: router.name)
 
 
 class Absent:

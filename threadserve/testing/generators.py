@@ -28,6 +28,7 @@ __all__ = [
     "DrawnApp",
     "applications",
     "call_histories",
+    "calls",
     "deployment_options",
     "faults",
     "names_in",
@@ -119,6 +120,30 @@ def names_in(app: Application[Any]) -> list[str]:
 # ---- histories of calls
 
 
+def calls(
+    app: Application[Any],
+    *,
+    methods: Sequence[str] | None = None,
+    arguments: Mapping[str, st.SearchStrategy[Sequence[Any]]] | None = None,
+) -> st.SearchStrategy[Call]:
+    """Draw a call of an app's ingress; ``call.on(handle)`` makes it and returns the response, or the stream.
+
+    Args:
+        app: An application, or the handle of one that runs.
+        methods: Those to be called; all public ones if not given.
+        arguments: Method -> positional arguments, for those whose annotations do not say what to draw.
+
+    Raises:
+        ConfigError: A parameter has no annotation that Hypothesis could draw from, and no arguments are given.
+    """
+    target = _target_of(app)
+    given = dict(arguments or {})
+    drawn = [_calls(target, name, given.get(name)) for name in methods or _methods_of(target)]
+    if not drawn:
+        raise ConfigError(f"{target.__name__} has no public methods to be called")
+    return st.one_of(drawn)
+
+
 def call_histories(
     app: Application[Any],
     *,
@@ -126,23 +151,8 @@ def call_histories(
     arguments: Mapping[str, st.SearchStrategy[Sequence[Any]]] | None = None,
     at_most: int = 8,
 ) -> st.SearchStrategy[list[Call]]:
-    """Draw sequences of calls of an app's ingress; ``call.on(handle)`` makes one and returns the response, or the stream.
-
-    Args:
-        app: An application, or the handle of one that runs.
-        methods: Those to be called; all public ones if not given.
-        arguments: Method -> positional arguments, for those whose annotations do not say what to draw.
-        at_most: So many calls.
-
-    Raises:
-        ConfigError: A parameter has no annotation that Hypothesis could draw from, and no arguments are given.
-    """
-    target = _target_of(app)
-    given = dict(arguments or {})
-    calls = [_calls(target, name, given.get(name)) for name in methods or _methods_of(target)]
-    if not calls:
-        raise ConfigError(f"call_histories: {target.__name__} has no public methods")
-    return st.lists(st.one_of(calls), max_size=at_most)
+    """Draw sequences of up to `at_most` calls of an app's ingress; the other arguments are those of ``calls``."""
+    return st.lists(calls(app, methods=methods, arguments=arguments), max_size=at_most)
 
 
 def _target_of(app: Any) -> Any:

@@ -6,7 +6,8 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import given, note
+from hypothesis import Phase, given, note
+from hypothesis import settings as Settings  # noqa: N812 - it is a class, whatever its name
 from hypothesis import strategies as st
 
 from threadserve.app.application import Application, Binding, rebound
@@ -19,11 +20,13 @@ from threadserve.testing.simulator import simulate, trace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hypothesis import settings as Settings  # noqa: N812 - it is a class, whatever its name
-
     from threadserve.testing.simulator import Grain
 
 __all__ = ["check_pipeline"]
+
+_UNEXPLAINED = [
+    phase for phase in Phase if phase is not Phase.explain
+]  # which takes longer than all the others
 
 
 def check_pipeline(  # noqa: PLR0913 - each is named
@@ -53,7 +56,7 @@ def check_pipeline(  # noqa: PLR0913 - each is named
         at_most: So many calls at once.
         replicas: So many replicas of each deployment, at most.
         grain: As of ``simulate``.
-        settings: Hypothesis'; the current profile if not given.
+        settings: Hypothesis'; the current profile's without a deadline and explanations if not given.
 
     Raises:
         AssertionError: An answer differs.
@@ -73,7 +76,7 @@ def check_pipeline(  # noqa: PLR0913 - each is named
     test = given(batch=st.lists(inputs, min_size=1, max_size=at_most), replicas=counts, schedule=schedules())(
         check
     )
-    (test if settings is None else settings(test))()
+    (settings or Settings(deadline=None, phases=_UNEXPLAINED))(test)()
 
 
 def _by_hand(against: Callable[[Any], Any], value: Any, stream: bool) -> Any:
