@@ -16,7 +16,7 @@ from _thread import LockType, RLock, allocate_lock
 from typing import TYPE_CHECKING, Any
 
 from threadserve.call.context import inheritance
-from threadserve.testing import stand_ins
+from threadserve.testing import lines, stand_ins
 from threadserve.testing.stand_ins import StandInLocal, StandInLock, StandInRLock, draws, here
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def uninstall() -> None:
         if _users:
             return
         inheritance.uninstall()
+        lines.close()
         _places.give_back()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from _thread import get_ident
 from typing import TYPE_CHECKING
 
+from threadserve.testing.turns import current
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,14 +37,20 @@ class SimulatedLock:
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; True when taken. Blocks."""
         turns = self._turns
-        me = turns.enter()
+        me = turns.current
+        if me is None or turns.is_busy or me.ident != get_ident():
+            me = turns.enter()
+        turns.is_busy = True  # from here to the end as in `section` and `pause`, without their calls
         try:
-            turns.pause(me)
+            turns.steps += 1
+            if turns.runnable or turns.steps > turns.limit:
+                turns.give_way(me)
             if self._holder is not None and not self._wait_long(me, blocking, timeout):
                 turns.log(me, "does not get", str(self))
                 return False
             self._holder = me
-            turns.log(me, "takes", self)
+            if not turns.is_ending:
+                turns.entries.append((me.name, "takes", self, turns.now, id(current())))
             return True
         except BaseException as failure:
             turns.blame(failure)
@@ -50,18 +58,24 @@ class SimulatedLock:
         finally:
             turns.is_busy = False
 
-    def release(self) -> None:
+    def release(self, kind: object = None, error: object = None, trace: object = None) -> None:
         """Give the lock back; one of those who wait for it may try again."""
         turns = self._turns
-        me = turns.enter()
+        me = turns.current
+        if me is None or turns.is_busy or me.ident != get_ident():
+            me = turns.enter()
+        turns.is_busy = True
         try:
             if self._holder is not me:
                 raise RuntimeError(f"{me.name} releases {self}" if self._holder else "release unlocked lock")
             self._holder = None
-            turns.log(me, "releases", self)
+            if not turns.is_ending:
+                turns.entries.append((me.name, "releases", self, turns.now, id(current())))
             if self._waiting:
                 turns.wake(self._waiting.pop(turns.draw(len(self._waiting))))
-            turns.pause(me)
+            turns.steps += 1
+            if turns.runnable or turns.steps > turns.limit:
+                turns.give_way(me)
         except BaseException as failure:
             turns.blame(failure)
             raise
@@ -69,9 +83,7 @@ class SimulatedLock:
             turns.is_busy = False
 
     __enter__ = acquire
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
+    __exit__ = release
 
     def _wait_long(self, me: SimulatedThread, blocking: bool, timeout: float) -> bool:
         """Wait until nobody holds the lock: True; False when that takes too long."""
@@ -129,7 +141,7 @@ class SimulatedWaiter:
         turns = self._turns
         me = turns.current
         if turns.is_busy or me is None or me.ident != get_ident():
-            turns.notes.append(self)
+            turns.note(self)
             return
         with turns.section:
             turns.pause(me)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
@@ -13,7 +13,7 @@ from threadserve.runtime.controller import Controller
 from threadserve.testing import control, lines
 from threadserve.testing.choices import named
 from threadserve.testing.lines import Lines
-from threadserve.testing.scheduler import SimulatedKernel
+from threadserve.testing.scheduler import SimulatedKernel, on_one_processor
 from threadserve.testing.stand_ins import here, sleep
 from threadserve.testing.traces import HOOKS, Records, Trace
 from threadserve.testing.turns import Ended
@@ -295,13 +295,18 @@ class simulate(Generic[T]):  # noqa: N801 - used like a function
 
 
 class controlled(AbstractContextManager[None]):  # noqa: N801 - used like a function
-    """Keep the stand-ins in place between runs that follow each other."""
+    """Keep between runs, one after the other, what need not be done for each of them."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
 
     def __enter__(self) -> None:
         control.install([*HOOKS, (Controller, "deploy", _deploy)])
+        self._stack.callback(control.uninstall)
+        self._stack.enter_context(on_one_processor())
 
     def __exit__(self, *exc_info: object) -> None:
-        control.uninstall()
+        self._stack.close()
 
 
 def current_simulation() -> Simulation:

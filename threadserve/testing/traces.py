@@ -11,10 +11,10 @@ from threadserve.testing.stand_ins import here
 from threadserve.testing.turns import operation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from threadserve.concurrency.outcome import Outcome
-    from threadserve.testing.turns import Entry, Turns
+    from threadserve.testing.turns import Turns
 
 __all__ = ["HOOKS", "Records", "Step", "Trace"]
 
@@ -110,41 +110,47 @@ class Records:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._numbers: dict[int, int] = {}  # by identity, which is good for as long as a request lives
-        self._made: list[tuple[str, str, int | None]] = []  # whose, which method, on whose behalf
-        turns.works_for = self.current
-
-    def current(self) -> int | None:
-        """Return the number of the request that the calling thread works for."""
-        request = CURRENT.get()
-        return None if request is None else self._numbers.get(id(request))
 
     def add(self, request: Request) -> None:
         """Note that a request was made."""
-        caller = self.current()
-        self._made.append((request.router.name, request.method, caller))
-        self._numbers[id(request)] = len(self._made)
-        self.note(request, "calls", "")
+        self.note(request, "calls", _Made(request.router.name, request.method, id(CURRENT.get())))
 
     def note(self, request: Request, verb: str, what: object) -> None:
         """Note a stage of a request."""
         turns = self._turns
         if turns.current is not None and not turns.is_ending:
-            number = self._numbers.get(id(request))
-            turns.entries.append((turns.current.name, verb, what, turns.now, number))
+            turns.entries.append((turns.current.name, verb, what, turns.now, id(request)))
 
     def trace(self) -> Trace:
         """Return what has happened so far."""
-        return Trace(self._step(number, entry) for number, entry in enumerate(self._turns.entries))
+        return Trace(self._steps())
 
-    def _step(self, number: int, entry: Entry) -> Step:
-        thread, verb, what, time, request = entry
-        if not isinstance(request, int):
-            return Step(number, time, thread, operation(verb, what), "", "", None, None)
-        deployment, method, caller = self._made[request - 1]
-        return Step(
-            number, time, thread, operation(verb, what), deployment, method, request, caller if verb == "calls" else None
-        )
+    def _steps(self) -> Iterator[Step]:
+        made: dict[int, tuple[int, _Made]] = {}  # by identity, which is good until the next one is made
+        count = 0
+        for number, (thread, verb, what, time, identity) in enumerate(self._turns.entries):
+            caller = None
+            if isinstance(what, _Made):
+                caller = made[what.caller][0] if what.caller in made else None
+                count += 1
+                made[identity] = (count, what)
+            if identity in made:
+                request, facts = made[identity]
+                yield Step(number, time, thread, operation(verb, what), facts.deployment, facts.method, request, caller)
+            else:
+                yield Step(number, time, thread, operation(verb, what), "", "", None, None)
+
+
+class _Made(NamedTuple):
+    """What is noted of a call."""
+
+    deployment: str
+    method: str
+    caller: int  # the identity of the request on whose behalf it was made
+
+    @property
+    def label(self) -> str:
+        return ""
 
 
 # ---- how the records hear of requests

@@ -18,6 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from threadserve.call.request import CURRENT
 from threadserve.concurrency.outcome import capture
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ _FOLDER = Path(__file__).parent
 LAST_STEPS = 10_000
 """What a thread may do while it ends before its every step raises."""
 
-Entry = tuple[str, str, object, float, object]
-"""What is noted of a step: thread, verb, object of the verb, time, what the thread works for."""
+Entry = tuple[str, str, object, float, int]
+"""What is noted of a step: thread, verb, object of the verb, time, identity of the request that the thread works for."""
+
+current = CURRENT.get
 
 
 class StuckError(AssertionError):
@@ -78,7 +81,8 @@ class Turns:
         is_ending: The run has failed, or is over.
         failure: With what it failed.
         notes: What is to be set at the next switch point.
-        works_for: Says what the calling thread works for; noted with each step.
+        runnable: Who could go on, without the current one.
+        limit: Beyond so many steps a switch point has to look at more; -1 when it must at once.
         has_only_lookouts: Says that nothing but alarms of the runtime's own look-outs can let time pass.
     """
 
@@ -94,13 +98,13 @@ class Turns:
         self.is_ending = False
         self.failure: BaseException | None = None
         self.notes: deque[_Note] = deque()
-        self.works_for: Callable[[], object] = _nothing
         self.has_only_lookouts: Callable[[], bool] = lambda: False
         self._is_interrupted = False
-        self._limit = self._max_steps = max_steps  # -1 once every switch point has to look at more
+        self.limit = self._max_steps = max_steps
         self._outermost = outermost  # the functions at which a stack, as it is told, begins
         self._schedule = schedule
-        self._runnable: list[SimulatedThread] = []  # without the current one
+        self._choose_next = schedule.choose
+        self.runnable: list[SimulatedThread] = []
         self._numbers: list[int] = []  # of the runnable ones
         self._sleepers: list[tuple[float, int, SimulatedThread]] = []  # a heap; holds stale entries
         self._sleeps = 0
@@ -115,7 +119,7 @@ class Turns:
     def is_interrupted(self, value: bool) -> None:
         self._is_interrupted = value
         if value:
-            self._limit = -1
+            self.limit = -1
 
     # ---- switch points
 
@@ -134,10 +138,20 @@ class Turns:
     def pause(self, me: SimulatedThread) -> None:
         """A switch point of one that can go on."""
         self.steps += 1
-        if self._runnable or self.notes or self.steps > self._limit:
-            self._pause(me)
+        if self.runnable or self.steps > self.limit:
+            self.give_way(me)
 
-    def _pause(self, me: SimulatedThread) -> None:
+    def give_way(self, me: SimulatedThread) -> None:
+        """Let the schedule say whether `me` or another one goes on: a switch point at which there is something to decide."""
+        if self.steps <= self.limit:
+            pick = self._choose_next(me.number, self._numbers)
+            self.choices.append(pick)
+            if pick:
+                chosen = self._take(pick - 1)
+                self.runnable.append(me)
+                self._numbers.append(me.number)
+                self._pass_on(me, chosen)
+            return
         if not self.is_ending:
             self._pass_on(me, self._choose(me))
             return
@@ -188,14 +202,14 @@ class Turns:
         """Let a new thread have turns."""
         thread.number = len(self.threads)
         self.threads.append(thread)
-        self._runnable.append(thread)
+        self.runnable.append(thread)
         self._numbers.append(thread.number)
 
     def wake(self, thread: SimulatedThread) -> None:
         """Let a parked thread have turns again."""
         if thread.is_parked:
             thread.is_parked, thread.sleep = False, 0
-            self._runnable.append(thread)
+            self.runnable.append(thread)
             self._numbers.append(thread.number)
 
     def draw(self, limit: int) -> int:
@@ -220,7 +234,7 @@ class Turns:
     def end(self) -> None:
         """Begin to end the run: from now on nobody waits, and nothing is started."""
         self.is_ending = True
-        self._limit = -1
+        self.limit = -1
 
     def refuse_when_ending(self) -> None:
         """Whoever waits or starts something now is ended."""
@@ -231,13 +245,13 @@ class Turns:
 
     def _choose(self, me: SimulatedThread | None) -> SimulatedThread:
         """Decide who goes on; `me` if it could. It is main, to end the run, once anything has failed."""
-        others = self._runnable
-        if self.notes:
-            self._act_on_notes()
-        if self.steps > self._limit:
+        others = self.runnable
+        if self.steps > self.limit:
+            if self.notes:
+                self._act_on_notes()
             if self._is_interrupted:
                 self.fail(KeyboardInterrupt())
-            elif not self.is_ending:
+            elif self.steps > self._max_steps and not self.is_ending:
                 self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
         if self.is_ending:
             return self.threads[0]
@@ -266,7 +280,7 @@ class Turns:
 
     def _take(self, index: int) -> SimulatedThread:
         del self._numbers[index]
-        return self._runnable.pop(index)
+        return self.runnable.pop(index)
 
     def _pass_on(self, me: SimulatedThread, chosen: SimulatedThread) -> None:
         if chosen is me:
@@ -293,7 +307,7 @@ class Turns:
         if self._idle_jumps > _IDLE_JUMPS:
             return False
         self.now = sleepers[0][0]
-        self.entries.append(("the clock", "", f"{self.now:g}", self.now, None))
+        self.entries.append(("the clock", "", f"{self.now:g}", self.now, 0))
         while sleepers and sleepers[0][0] <= self.now:
             _, number, thread = heapq.heappop(sleepers)
             if thread.sleep == number:
@@ -305,21 +319,30 @@ class Turns:
         """Return who waits with a timeout."""
         return [thread for _, number, thread in self._sleepers if thread.sleep == number]
 
+    def note(self, waiter: _Note) -> None:
+        """Have `waiter` set at the next switch point. At any moment, from any thread."""
+        self.notes.append(waiter)
+        self.limit = -1
+
     def _act_on_notes(self) -> None:
         """Do the ``set`` calls that came at odd moments."""
         while self.notes:
             waiter = self.notes.popleft()
             self.entries.append(
-                ("a finalizer, signal handler or foreign thread", "sets", waiter, self.now, None)
+                ("a finalizer, signal handler or foreign thread", "sets", waiter, self.now, 0)
             )
             waiter.fulfil()
+        if not self._is_interrupted and not self.is_ending:
+            self.limit = self._max_steps
+            if self.notes:  # one came just now
+                self.limit = -1
 
     # ---- telling
 
     def log(self, me: SimulatedThread, verb: str, what: object) -> None:
         """Note a step."""
         if not self.is_ending:
-            self.entries.append((me.name, verb, what, self.now, self.works_for()))
+            self.entries.append((me.name, verb, what, self.now, id(current())))
 
     def report(self, headline: str) -> str:
         """Say of each thread what it waits for, and where."""
@@ -425,10 +448,6 @@ class _Note(Protocol):
     """A waiter that was set when the kernel could not act on it."""
 
     def fulfil(self) -> None: ...
-
-
-def _nothing() -> None:
-    """Say that a thread works for nobody in particular."""
 
 
 def told_stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
