@@ -112,7 +112,7 @@ def test_a_rule_can_be_taken_away() -> None:
     class Gentle(StockMachine):
         crash = delete_and_run = redeploy = None  # type: ignore[assignment]
 
-    names = {each.function.__name__ for each in Gentle().rules()}
+    names = {each.function.__name__ for each in Gentle().rules}
 
     assert {"take", "make_call", "cancel"} <= names
     assert not {"crash", "delete_and_run", "redeploy"} & names

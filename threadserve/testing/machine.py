@@ -174,16 +174,16 @@ class ServeStateMachine(RuleBasedStateMachine):
         return [answer for answer in self.answers if answer._request.state is not ANSWERED]
 
     def _make(self, call: Call) -> Any:
-        answer = self.do(lambda: call.on(self.handle))
-        self.answers.append(answer)
+        return self.do(partial(self._make_here, call))
+
+    def _make_here(self, call: Call) -> Any:
+        answer = call.on(self.handle)
         request = answer._request
         self._told[request] = 0
-        self.do(partial(self._watch, request))
-        return answer
-
-    def _watch(self, request: Request) -> None:
         if not request.subscribe(_Tally(self._told, request)):
             self._told[request] += 1
+        self.answers.append(answer)
+        return answer
 
     # ---- beginning and end
 
