@@ -16,12 +16,12 @@ from threadserve.testing.stand_ins import here
 from threadserve.testing.turns import Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from types import CodeType, FrameType
+    from collections.abc import Callable, Iterable, Iterator
+    from types import CodeType, FrameType, ModuleType
 
     from threadserve.testing.scheduler import SimulatedKernel
 
-__all__ = ["Lines", "close", "files_of", "own_files"]
+__all__ = ["Lines", "close", "files_of", "own_modules"]
 
 _PACKAGE = Path(__file__).parents[1]
 # Where a real lock is held: it is shared with real threads, and nobody must stop there.
@@ -53,15 +53,17 @@ def files_of(targets: Iterable[Any]) -> set[str]:
                 code = getattr(member, "__code__", None)
                 if isinstance(code, types.CodeType):
                     found.add(code.co_filename)
-    return {name for name in found if not Path(name).is_relative_to(_PACKAGE)}
+    return {name for name in found if name != "<string>" and not Path(name).is_relative_to(_PACKAGE)}
 
 
-def own_files() -> set[str]:
-    """Return the files of threadserve's in which a thread may stop."""
+def own_modules() -> dict[str, ModuleType]:
+    """Return the modules of threadserve's in which a thread may stop, by their files."""
     return {
-        str(path)
-        for path in _PACKAGE.rglob("*.py")
-        if not path.relative_to(_PACKAGE).as_posix().startswith(_UNSTOPPABLE)
+        module.__file__: module
+        for name, module in list(sys.modules.items())
+        if name.startswith("threadserve.")
+        and module.__file__ is not None
+        and not Path(module.__file__).relative_to(_PACKAGE).as_posix().startswith(_UNSTOPPABLE)
     }
 
 
@@ -105,11 +107,11 @@ class Lines:
         self._in_plain_code = in_plain_code
         self._before: Any = None
 
-    def look_for(self, files: set[str]) -> None:
-        """Stop in `files` too."""
+    def look_for(self, files: set[str], modules: Iterable[ModuleType], targets: Iterable[Any] = ()) -> None:
+        """Stop in `files` too, of which `modules` and `targets` are made."""
         self.files |= files
         if _HAS_EVENTS:
-            _events.look_for(files)
+            _events.look_for(files, modules, targets)
 
     def begin(self) -> None:
         """Begin, on the thread that is main."""
@@ -177,14 +179,17 @@ class Lines:
 
 
 class _Events:
-    """The events of ``sys.monitoring``, shared by all that watch lines."""
+    """The events of ``sys.monitoring``, shared by all that watch lines.
+
+    They are asked for before the code runs. To ask when it begins gives its first call other events than the later ones.
+    """
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._tool: int | None = None  # guarded by _lock
-        self._files: set[str] = set()  # guarded by _lock; in which lines are reported
+        self._tool: int | None = None  # guarded by _lock, as all below
+        self._files: set[str] = set()
         self._marked: dict[CodeType, None] = {}
-        self._watchers: tuple[Lines, ...] = ()  # guarded by _lock, replaced and never changed
+        self._watchers: tuple[Lines, ...] = ()  # replaced and never changed
 
     def add(self, lines: Lines) -> None:
         """Begin to have ``lines.stop`` called."""
@@ -193,12 +198,19 @@ class _Events:
             if self._tool is None:
                 self._open()
 
-    def look_for(self, files: set[str]) -> None:
-        """Have the lines of `files` reported as well."""
+    def look_for(self, files: set[str], modules: Iterable[ModuleType], targets: Iterable[Any]) -> None:
+        """Have the lines of `files` reported that are in code of `modules` and `targets`."""
         with self._lock:
-            if not files <= self._files:
-                self._files |= files
-                sys.monitoring.restart_events()  # of what has begun before and was not looked for
+            if self._tool is None:
+                return
+            events = sys.monitoring.events
+            holders = [module for module in modules if getattr(module, "__file__", None) not in self._files]
+            self._files |= {str(getattr(module, "__file__", None)) for module in holders}
+            for code in codes_in(holders, targets):
+                if code.co_filename in files and code not in self._marked:
+                    wanted = events.LINE | (events.INSTRUCTION if _torn_stores(code) else 0)
+                    sys.monitoring.set_local_events(self._tool, code, wanted)
+                    self._marked[code] = None
 
     def remove(self, lines: Lines) -> None:
         """Have it called no more."""
@@ -211,7 +223,6 @@ class _Events:
             if self._tool is None or self._watchers:
                 return
             tool, self._tool = self._tool, None
-            sys.monitoring.set_events(tool, 0)
             for code in self._marked:
                 sys.monitoring.set_local_events(tool, code, 0)
             self._marked.clear()
@@ -220,32 +231,44 @@ class _Events:
 
     def _open(self) -> None:
         monitoring = sys.monitoring
-        events = monitoring.events
         self._tool = tool = next(tool for tool in (4, 3, 5, 1, 0, 2) if monitoring.get_tool(tool) is None)
         monitoring.use_tool_id(tool, "threadserve simulator")
-        monitoring.register_callback(tool, events.PY_START, self._begins)
-        monitoring.register_callback(tool, events.LINE, self._at_line)
-        monitoring.register_callback(tool, events.INSTRUCTION, self._at_instruction)
-        monitoring.set_events(tool, events.PY_START)
-
-    def _begins(self, code: CodeType, offset: int) -> Any:
-        tool, monitoring = self._tool, sys.monitoring
-        if tool is not None and code.co_filename in self._files:
-            events = monitoring.events.LINE | (monitoring.events.INSTRUCTION if _torn_stores(code) else 0)
-            monitoring.set_local_events(tool, code, events)
-            self._marked[code] = None
-        return monitoring.DISABLE
+        monitoring.register_callback(tool, monitoring.events.LINE, self._at_line)
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, self._at_instruction)
 
     def _at_line(self, code: CodeType, number: int) -> None:
         for lines in self._watchers:
             if code.co_filename in lines.files and lines.stop(code, number):
                 return
 
-    def _at_instruction(self, code: CodeType, offset: int) -> Any:
-        if offset not in _torn_stores(code):
-            return sys.monitoring.DISABLE
-        self._at_line(code, _line_at(code, offset))
-        return None
+    def _at_instruction(self, code: CodeType, offset: int) -> None:
+        if offset in _torn_stores(code):
+            self._at_line(code, _line_at(code, offset))
+
+
+def codes_in(modules: Iterable[ModuleType], targets: Iterable[Any]) -> Iterator[CodeType]:
+    """Return the code of all functions in `modules`, and of `targets`, with what is defined inside of them."""
+    seen: set[int] = set()
+    found: list[Any] = [*targets, *(value for module in modules for value in list(vars(module).values()))]
+    while found:
+        value = found.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.CodeType):
+            yield value
+            found.extend(const for const in value.co_consts if isinstance(const, types.CodeType))
+        elif isinstance(value, type):
+            for base in value.__mro__:
+                found.extend(list(vars(base).values()))
+        elif isinstance(value, property):
+            found.extend((value.fget, value.fset, value.fdel))
+        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            found.append(value.__func__)
+        elif isinstance(value, types.FunctionType):
+            found.append(value.__code__)
+            if hasattr(value, "__wrapped__"):
+                found.append(value.__wrapped__)
 
 
 _events = _Events()

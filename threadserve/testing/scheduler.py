@@ -62,7 +62,7 @@ from threadserve.concurrency.outcome import capture
 from threadserve.concurrency.real import put_under
 from threadserve.concurrency.reaper import Callbacks, Errands
 from threadserve.testing.choices import Random
-from threadserve.testing.crew import hire
+from threadserve.testing.crew import Worker, hire
 from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
 from threadserve.testing.turns import LAST_STEPS, Ended, SimulatedThread, StuckError, Turns, UncontrolledError, told
 from threadserve.testing.watchdog import unwatch, watch
@@ -74,7 +74,6 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Service
     from threadserve.testing.choices import Schedule
-    from threadserve.testing.crew import Worker
     from threadserve.testing.simulator import Simulation
     from threadserve.testing.traces import Records
 
@@ -125,7 +124,7 @@ class SimulatedKernel:
         self._turns = Turns(
             Random().schedule(seed) if schedule is None else schedule,
             max_steps,
-            {SimulatedKernel.run.__code__, SimulatedKernel._live.__code__},
+            {SimulatedKernel.run.__code__, SimulatedKernel._live.__code__, Worker._live.__code__},
         )
         self._turns.has_only_lookouts = self._has_only_lookouts
         self._on_thread = on_thread

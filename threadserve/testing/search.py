@@ -24,7 +24,7 @@ __all__ = ["Exploration", "ScheduleError", "explore", "reproduce", "written"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_SHOWN = 60  # steps of a failed run
+_SHOWN = 60  # lines of a failed run's trace
 _ATTEMPTS = 200  # runs to make a schedule simpler
 
 
@@ -163,12 +163,12 @@ def _report(search: _Search, found: _Run, runs: int) -> None:
     choices = _trimmed(simulation.schedule)
     reproduction = written(simulation.seed, simulation.grain, choices)
     steps = simulation.trace()
-    left_out = f" (the last {_SHOWN} of {len(steps)} steps)" if len(steps) > _SHOWN else ""
     message = (
         f"{type(failure).__name__}: {failure}\n"
         f"found in run {runs}; reproduce it with\n\n"
         f"    @testing.reproduce({reproduction!r})\n\n"
-        f"what happened{left_out}:\n{steps.text(last=_SHOWN)}\n\n{steps.mermaid()}"
+        f"what happened, without the runtime's own locks, the last {_SHOWN} lines at most:\n"
+        f"{steps.text(last=_SHOWN, details=False)}\n\n{steps.mermaid()}"
     )
     raise ScheduleError(message, reproduction, choices, steps, runs) from failure
 

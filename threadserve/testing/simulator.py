@@ -131,11 +131,13 @@ class Simulation(AbstractContextManager["Simulation"]):
         control.install([*HOOKS, (Controller, "deploy", _deploy)])
         try:
             self._kernel.begin()
+            self._kernel.turns.begin_here()
             self._places.rebind(self._rebind)
             if self._lines is not None:
                 self._lines.begin()
                 if self.grain == "runtime":
-                    self._lines.look_for(lines.own_files())
+                    own = lines.own_modules()
+                    self._lines.look_for(set(own), own.values())
         except BaseException as failure:
             self._close(failure)
             raise
@@ -153,7 +155,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         if failure is None:
             return
         if not isinstance(failure, KeyboardInterrupt):
-            tail = self.trace().text(last=_SHOWN)
+            tail = self.trace().text(last=_SHOWN, details=False)
             failure.add_note(f"reproduce it with @testing.reproduce({self.reproduction!r}); the trace ends:\n{tail}")
         if failure is not error:
             try:
@@ -166,7 +168,8 @@ class Simulation(AbstractContextManager["Simulation"]):
         modules, classes = control.modules_of(plan)
         self._places.rebind(modules, classes)
         if self._lines is not None:
-            self._lines.look_for(lines.files_of(planned.target for planned in plan.deployments))
+            targets = [planned.target for planned in plan.deployments]
+            self._lines.look_for(lines.files_of(targets), modules, targets)
 
     def also(self, rebind: Sequence[ModuleType]) -> None:
         """Rebind further modules."""

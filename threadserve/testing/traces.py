@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HOOKS", "Records", "Step", "Trace"]
 
+_DETAIL = re.compile(r"(takes|releases|waits for|has|sets|rings|cancels|does not get) (lock|waiter|loop|alarm|the next alarm)\b")
 _OF_REQUESTS = ("calls", "begins", "answers", "fails with")
 
 
@@ -45,6 +47,11 @@ class Step(NamedTuple):
     def is_of_request(self) -> bool:
         """Whether it is a stage of a request: "calls", "begins", "answers" or "fails with ..."."""
         return self.request is not None and self.operation.startswith(_OF_REQUESTS)
+
+    @property
+    def is_detail(self) -> bool:
+        """Whether it is about a lock, waiter or alarm of the runtime's own."""
+        return _DETAIL.match(self.operation) is not None
 
     def __str__(self) -> str:
         whose = f"  [{self.request}: {self.deployment}.{self.method}]" if self.request is not None else ""
@@ -80,10 +87,15 @@ class Trace(Sequence[Step]):
         """Return the steps that are stages of requests: calls, begins, answers, fails."""
         return Trace(step for step in self._steps if step.is_of_request)
 
-    def text(self, *, last: int | None = None) -> str:
-        """Return a line for each step, of the `last` ones only if a number is given."""
-        steps = self._steps if last is None else self._steps[max(0, len(self) - last) :]
-        return "\n".join(map(str, steps))
+    def text(self, *, last: int | None = None, details: bool = True) -> str:
+        """Return a line for each step.
+
+        Args:
+            last: So many lines at most, those of the end.
+            details: Also those about locks, waiters and alarms of the runtime's own.
+        """
+        steps = [step for step in self._steps if details or not step.is_detail]
+        return "\n".join(map(str, steps if last is None else steps[max(0, len(steps) - last) :]))
 
     def mermaid(self) -> str:
         """Return a Mermaid sequence diagram of the requests: https://mermaid.js.org."""

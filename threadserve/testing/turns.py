@@ -101,7 +101,7 @@ class Turns:
         self.has_only_lookouts: Callable[[], bool] = lambda: False
         self._is_interrupted = False
         self.limit = self._max_steps = max_steps
-        self._outermost = outermost  # the functions at which a stack, as it is told, begins
+        self.outermost = outermost  # the functions at which a stack, as it is told, begins
         self._schedule = schedule
         self._choose_next = schedule.choose
         self.runnable: list[SimulatedThread] = []
@@ -351,13 +351,22 @@ class Turns:
         for thread in self.threads:
             if not thread.is_done:
                 state = "could go on" if thread.waits_for is None else f"waits for {thread.waits_for}"
-                stack = told_stack(frames.get(thread.ident or 0), self._outermost)
+                stack = told_stack(frames.get(thread.ident or 0), self.outermost)
                 lines.append(f"\n{thread.name} {state}\n{stack}")
         return "".join(lines)
 
+    def begin_here(self) -> None:
+        """Let the stacks, as they are told, begin with the function that calls into this room."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code is not capture.__code__ and Path(frame.f_code.co_filename).parent != _FOLDER:
+                self.outermost.add(frame.f_code)
+                return
+            frame = frame.f_back
+
     def stack_of(self, thread: SimulatedThread) -> str:
         """Return where `thread` is, as a traceback shows it."""
-        return told_stack(sys._current_frames().get(thread.ident or 0), self._outermost)
+        return told_stack(sys._current_frames().get(thread.ident or 0), self.outermost)
 
     def _refuse_foreigner(self) -> Any:
         if any(thread.ident == get_ident() and not thread.is_done for thread in self.threads[1:]):
@@ -453,12 +462,13 @@ class _Note(Protocol):
 def told_stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
     """Format where a thread is, from where the run begins, without the kernel's own frames."""
     frames: list[tuple[FrameType, int]] = []
-    while frame is not None and frame.f_code not in outermost:
-        if Path(frame.f_code.co_filename).parent != _FOLDER:
+    while frame is not None:
+        code = frame.f_code
+        if code is not capture.__code__ and Path(code.co_filename).parent != _FOLDER:
             frames.append((frame, frame.f_lineno))
+        if code in outermost:
+            break
         frame = frame.f_back
-    if frames and frames[-1][0].f_code is capture.__code__:
-        del frames[-1]  # run's own call of main, or a thread's of its function
     return "".join(traceback.StackSummary.extract(reversed(frames)).format())
 
 
