@@ -96,7 +96,7 @@ def test_a_spy_notes_what_goes_through_it_with_the_responses() -> None:
         handle.score.remote("unseen").result()
 
         assert watched.calls == [Call("score", ("abc",), {"scale": 2}), Call("words", ("a b",))]
-        assert watched.calls[0].answer.result() == answer.result() == 6  # type: ignore[union-attr]
+        assert watched.calls[0].answer.result() == answer.result() == 6
         assert items == ["a", "b"]
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.control import currently_in_test_context
 
 import threadserve as serve
-import threadserve.api  # else the first example would load it
 from threadserve.testing import example
 
 example.carry()  # as Hypothesis does by itself where threadserve is installed
 
+RUN = serve.run
+"""Asked for here, or the first example would load the runtime."""
 BY_DEFAULT = settings.get_profile("default")
 """What users have: a deadline of 200 ms, and all health checks."""
 

@@ -225,7 +225,7 @@ def test_several_faults_strike_one_call() -> None:
         faults.Failure("Model", OSError),
     )
 
-    def story(handle: Any, simulation: Simulation) -> tuple[float, bool]:
+    def story(handle: Any, simulation: Simulation) -> tuple[bool, float]:
         return isinstance(handle.remote(1).exception(), OSError), simulation.now
 
     assert simulated(app, story) == (True, pytest.approx(7))

@@ -90,7 +90,6 @@ def test_a_race_is_found_by_an_invariant_and_shrinks_to_two_calls() -> None:
         run_state_machine_as_test(Careless, settings=MANY)
 
     told = "\n".join(caught.value.__notes__)
-    assert "never_below_zero" in str(caught.traceback[-1]) or "show" in told or caught.value
     assert told.count("state.take(") + told.count("state.make_call(") == 2
     assert "state.crash(" not in told
     assert "state.redeploy(" not in told

@@ -1,14 +1,19 @@
-"""The pytest plugin, seen from a test suite that uses it: each test here runs one in a process of its own."""
+"""The pytest plugin, seen from a test suite that uses it: each test here runs one."""
 
 from __future__ import annotations
 
+import pkgutil
+import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+
+import threadserve
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
@@ -48,28 +53,41 @@ APP = Model.bind()
 Suite: TypeAlias = Callable[..., pytest.RunResult]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def all_of_ours_is_loaded() -> None:
+    """Load every module: what is loaded in a run inside of this process is forgotten after it, and then there twice."""
+    for module in pkgutil.walk_packages(threadserve.__path__, "threadserve."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("CI", raising=False)
 
-    def run(tests: str, *options: str) -> pytest.RunResult:
+    def run(tests: str, *options: str, is_alone: bool = False) -> pytest.RunResult:
+        """Run tests, in a process of their own if they leave something behind that would not end."""
         pytester.makepyfile(test_them=HEAD + tests)
         plugin = () if IS_INSTALLED else ("-p", "threadserve.testing.plugin")
-        return pytester.runpytest_subprocess(*plugin, "-q", "-W", "error", *options, timeout=60)
+        options = (*plugin, "-q", "-W", "error", "-p", "no:cacheprovider", *options)
+        if is_alone:
+            return pytester.runpytest_subprocess(*options, timeout=60)
+        return pytester.runpytest_inprocess(*options)
 
     return run
 
 
 def test_a_suite_that_does_not_use_it_loads_nothing_of_ours(pytester: pytest.Pytester, suite: Suite) -> None:
     script = """
+import re
 import sys
 def test_nothing():
     loaded = {name for name in sys.modules if name.startswith("threadserve")}
     assert loaded <= {"threadserve", "threadserve.testing", "threadserve.testing.plugin", "threadserve.testing.example"}
 """
     pytester.makepyfile(test_bare=script)
-    result = suite("def test_it(): pass\n", "test_bare.py")
+    result = suite("def test_it(): pass\n", "test_bare.py", is_alone=True)
 
     result.assert_outcomes(passed=1)
 
@@ -113,7 +131,8 @@ def test_after():
 
 class TestLeaks:
     def test_a_call_without_an_answer_fails_the_test_that_made_it_and_no_other(self, suite: Suite) -> None:
-        result = suite("""
+        result = suite(
+            """
 kept = []
 
 def test_leaks(serve_app):
@@ -122,7 +141,9 @@ def test_leaks(serve_app):
 def test_does_not(serve_app):
     gate.set()
     assert serve_app(APP).remote(1).result() == 1
-""")
+""",
+            is_alone=True,
+        )
         result.assert_outcomes(failed=1, passed=1)
         result.stdout.fnmatch_lines(
             ["*the test leaves behind*", "*unanswered: app-*/Model.hang (request *) is running"]
@@ -150,7 +171,8 @@ def test_it(serve_app):
         result.assert_outcomes(passed=1)
 
     def test_a_thread_fails_the_test(self, suite: Suite) -> None:
-        result = suite("""
+        result = suite(
+            """
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch):
     from threadserve.testing import census
@@ -159,7 +181,9 @@ def no_patience(monkeypatch):
 def test_leaks(serve_app):
     serve_app(APP)
     threading.Thread(target=gate.wait, name="forgotten", daemon=True).start()
-""")
+""",
+            is_alone=True,
+        )
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines(["*thread: forgotten"])
 
@@ -188,6 +212,94 @@ def test_it(serve_app, number):
     result.stdout.fnmatch_lines(["*With the fixture simulated_app in the place of serve_app*"])
 
 
+class TestSimulatedApp:
+    RACE = """
+@serve.deployment
+class Store:
+    def __init__(self):
+        self.value = 0
+
+    def read(self):
+        return self.value
+
+    def write(self, value):
+        self.value = value
+
+@serve.deployment(max_ongoing_requests=2)
+class Counter:
+    def __init__(self, store):
+        self.store = store
+
+    def add(self):
+        self.store.write.remote(self.store.read.remote().result() + 1).result()
+
+    def total(self):
+        return self.store.read.remote().result()
+
+COUNTER = Counter.bind(Store.bind())
+"""
+
+    def test_hypothesis_draws_the_schedule_and_shrinks_it(self, suite: Suite) -> None:
+        result = suite(
+            self.RACE
+            + """
+@settings(database=None)
+@given(st.lists(st.integers(1, 9)))
+def test_it(simulated_app, amounts):
+    with simulated_app(COUNTER) as handle:
+        for call in [handle.add.remote() for _ in amounts]:
+            call.result()
+        assert handle.total.remote().result() == len(amounts)
+"""
+        )
+        result.assert_outcomes(failed=1)
+        for line in ("*schedule: [[][]]", "*amounts=[[]1, 1[]]*"):
+            result.stdout.fnmatch_lines([line])
+
+    def test_many_schedules_are_explored_and_the_one_that_fails_is_named(self, suite: Suite) -> None:
+        tests = (
+            self.RACE
+            + """
+def test_it(simulated_app):
+    with simulated_app(COUNTER) as handle:
+        first, second = handle.add.remote(), handle.add.remote()
+        seen = handle.total.remote().result()
+        first.result(), second.result()
+        assert seen != 1
+"""
+        )
+        result = suite(tests, "--threadserve-explore=200")
+        result.assert_outcomes(failed=1)
+        found = re.search(r"run \d+ of 200; again with --threadserve-seed=(\d+)", result.stdout.str())
+        assert found is not None
+
+        again = suite(tests, f"--threadserve-seed={found[1]}")
+        again.assert_outcomes(failed=1)
+
+    def test_without_a_seed_it_is_the_same_each_time(self, suite: Suite) -> None:
+        result = suite("""
+traces = []
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_it(simulated_app, number):
+    from threadserve import testing
+    with simulated_app(APP) as handle:
+        handle.remote(1).result()
+        traces.append(testing.trace().text())
+    assert len(set(traces)) == 1
+""")
+        result.assert_outcomes(passed=2)
+
+    def test_the_clock_is_virtual_and_can_be_advanced(self, suite: Suite) -> None:
+        result = suite("""
+def test_it(simulated_app, fake_clock):
+    with simulated_app(APP) as handle:
+        fake_clock.advance(86400)
+        assert fake_clock.now == pytest.approx(86400)
+""")
+        result.assert_outcomes(passed=1)
+
+
 def test_a_test_that_times_out_tells_what_the_replicas_do_and_who_waits_for_whom(suite: Suite) -> None:
     result = suite(
         """
@@ -206,6 +318,7 @@ def test_hangs(serve_app):
     handle.ask.remote().result()
 """,
         "--timeout-method=thread",
+        is_alone=True,
     )
     told = result.stderr.str() + result.stdout.str()
 

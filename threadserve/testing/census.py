@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from threadserve.router.router import Holdings
 
-__all__ = ["describe", "leaks", "threads", "threads_left"]
+__all__ = ["cancel_all", "describe", "leaks", "threads", "threads_left"]
 
 LIVES_ON = ("threadserve ", "pytest_timeout ", "pydevd.")
 """Names of threads that outlive a test by design: the kernel's own services, and the tools that watch."""
@@ -33,6 +33,12 @@ def leaks(app: str | None = None, patience_s: float = 1.0) -> list[str]:
         for request in _unanswered(app)
         if not wait_for(request, patience_s)
     ]
+
+
+def cancel_all(app: str | None = None) -> None:
+    """Cancel each request of an app, or of all, that has no answer. Never blocks."""
+    for request in _unanswered(app):
+        request.cancel()
 
 
 def threads() -> set[threading.Thread]:

@@ -77,6 +77,10 @@ class ServedApps:
     def _stop(self, app: Application[Any]) -> None:
         running, handle = self._running.pop(app)
         left = census.leaks(handle.app_name)
+        if left:
+            census.cancel_all(
+                handle.app_name
+            )  # or each would be waited for, for the graceful timeout of its deployment
         running.__exit__(None, None, None)
         if left:
             raise AssertionError("\n  ".join(left))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from threadserve.app.config import DeploymentOptions
+    from threadserve.handle import DeploymentHandle
 
 __all__ = [
     "DrawnApp",
@@ -121,7 +122,7 @@ def names_in(app: Application[Any]) -> list[str]:
 
 
 def calls(
-    app: Application[Any],
+    app: Application[Any] | DeploymentHandle[Any],
     *,
     methods: Sequence[str] | None = None,
     arguments: Mapping[str, st.SearchStrategy[Sequence[Any]]] | None = None,
@@ -145,7 +146,7 @@ def calls(
 
 
 def call_histories(
-    app: Application[Any],
+    app: Application[Any] | DeploymentHandle[Any],
     *,
     methods: Sequence[str] | None = None,
     arguments: Mapping[str, st.SearchStrategy[Sequence[Any]]] | None = None,
@@ -273,7 +274,7 @@ def _applications(draw: st.DrawFn, nodes: int, options: st.SearchStrategy[Any]) 
         children = tuple(draw(st.lists(earlier, max_size=3, unique=True))) if at else ()
         kind = draw(st.sampled_from(list(_KINDS)))
         node = _Node(kind, draw(st.integers(1, 9)), children, draw(options))
-        make = deployment(_KINDS[kind]).options(name=f"{kind}_{at}", **node.options)
+        make: Any = deployment(_KINDS[kind]).options(name=f"{kind}_{at}", **node.options)
         bound.append(make.bind(node.increment, *(bound[child] for child in children)))
         drawn.append(node)
     return DrawnApp(bound[-1], tuple(drawn))

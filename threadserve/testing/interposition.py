@@ -124,8 +124,9 @@ def _method(name: str, member: Any, interposer: Interposer) -> Any:
     plain = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        get = getattr(type(member), "__get__", None)
-        return (member if get is None else get(member, self, type(self)))(*args, **kwargs)
+        get: Any = getattr(type(member), "__get__", None)
+        bound: Any = member if get is None else get(member, self, type(self))
+        return bound(*args, **kwargs)
 
     return _in_front_of(plain, call, interposer, method=name)
 

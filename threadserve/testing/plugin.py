@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,7 +72,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse options that cannot be."""
-    for engine in config.getoption("--threadserve-engine").split(","):
+    for engine in _option(config, "engine").split(","):
         if engine not in _ENGINES:
             raise pytest.UsageError(f"--threadserve-engine={engine}: there are {', '.join(_ENGINES)}")
         if engine == "ray":
@@ -83,13 +84,17 @@ def pytest_configure(config: pytest.Config) -> None:
                 else "this version of threadserve cannot run apps on Ray"
             )
             raise pytest.UsageError(f"--threadserve-engine=ray: {lack}")
-    for kind in config.getoption("--threadserve-replicas").split(","):
+    for kind in _option(config, "replicas").split(","):
         if kind not in _REPLICAS:
             raise pytest.UsageError(
                 f"--threadserve-replicas={kind}: this version of threadserve has {', '.join(_REPLICAS)}"
             )
-    if config.getoption("--threadserve-explore") < 1:
+    if _option(config, "explore") < 1:
         raise pytest.UsageError("--threadserve-explore: at least 1")
+
+
+def _option(config: pytest.Config, name: str) -> Any:
+    return config.getoption(f"--threadserve-{name}")
 
 
 # ---- fixtures
@@ -109,7 +114,7 @@ def simulated_app(request: pytest.FixtureRequest) -> SimulatedApps:
     """Apps in the simulator: call it with an app to get a context manager. Hypothesis draws the schedule."""
     from threadserve.testing.fixtures import SimulatedApps
 
-    seed = request.config.getoption("--threadserve-seed")
+    seed = _option(request.config, "seed")
     simulated = request.config.stash[_SIMULATED] = SimulatedApps(seed)
     return simulated
 
@@ -128,7 +133,7 @@ def fake_clock() -> FakeClock:
 def pytest_runtest_setup() -> None:
     """Load the runtime before the first test that will use it, whose deadline would have to bear that otherwise."""
     if "threadserve.app.deployment" in sys.modules:
-        from threadserve import api  # noqa: F401
+        import_module("threadserve.api")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -179,11 +184,11 @@ class _Exploration:
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
         """Call the test with one seed after the other; not one of Hypothesis', which draws its schedules itself."""
-        runs = pyfuncitem.config.getoption("--threadserve-explore")
+        runs = _option(pyfuncitem.config, "explore")
         if not _uses(pyfuncitem, "simulated_app") or getattr(pyfuncitem.obj, "is_hypothesis_test", False):
             return None
         simulated = pyfuncitem.config.stash[_SIMULATED]
-        first = simulated.seed
+        first = seed = simulated.seed
         names = pyfuncitem._fixtureinfo.argnames
         arguments = {name: pyfuncitem.funcargs[name] for name in names}
         try:
@@ -202,7 +207,7 @@ class _Exploration:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Explore where that is asked for."""
-    if session.config.getoption("--threadserve-explore") > 1:
+    if _option(session.config, "explore") > 1:
         session.config.pluginmanager.register(_Exploration(), "threadserve-exploration")
 
 
@@ -233,7 +238,7 @@ def _tell(item: pytest.Item) -> None:
     from threadserve.testing import census
 
     text = f"{item.nodeid} is about to time out. What threadserve is doing:\n{census.describe()}\n"
-    capture = item.config.pluginmanager.getplugin("capturemanager")
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
     if capture is None:
         sys.stderr.write(text)
     else:

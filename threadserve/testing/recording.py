@@ -10,7 +10,7 @@ import base64
 import json
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from threadserve.app.application import Application, Binding, binding_of
 from threadserve.concurrency.outcome import Error, Outcome
@@ -33,16 +33,8 @@ __all__ = ["record", "replay"]
 _PICKLED = "pickled"
 
 
-class _Line(TypedDict, total=False):
-    """One call, as it stands in the file."""
-
-    deployment: str
-    method: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    items: list[Any]
-    returns: Any
-    raises: Any
+_Line: TypeAlias = dict[str, Any]
+"""One call: deployment, method, args, kwargs, and one or two of items, returns, raises."""
 
 
 def record(
@@ -107,7 +99,7 @@ class _Recorder:
         return 0.0
 
     def visit(self, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Visit:
-        line = _Line(deployment=self._deployment, method=request.method)
+        line: _Line = {"deployment": self._deployment, "method": request.method}
         return _Recorded(self, request, line, args, kwargs)
 
     def write(self, line: _Line) -> None:
