@@ -129,15 +129,21 @@ _places = Places()  # guarded by _lock
 _users = 0  # guarded by _lock
 
 
-def install(hooks: Iterable[tuple[Any, str, Any]] = ()) -> None:
-    """Put the stand-ins in their places; counted, so every call needs its ``uninstall``."""
+def install(hooks: Iterable[tuple[Any, str, Callable[[Any], Any]]] = ()) -> None:
+    """Put the stand-ins in their places; counted, so every call needs its ``uninstall``.
+
+    Args:
+        hooks: What else to replace, by what is made of what was there.
+    """
     global _users
     with _lock:
         _users += 1
         if _users > 1:
             return
-        for owner, name, stand_in in (*_STAND_INS, *hooks):
+        for owner, name, stand_in in _STAND_INS:
             _places.put(owner, name, stand_in)
+        for owner, name, around in hooks:
+            _places.put(owner, name, around(vars(owner)[name]))
         stand_ins.original_start = _places.put(threading.Thread, "start", stand_ins.start)
     inheritance.install()
 

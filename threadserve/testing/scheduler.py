@@ -274,7 +274,8 @@ class SimulatedKernel:
         turns.end()
         turns.is_busy = True
         stubborn: list[SimulatedThread] = []
-        if turns.current is not me and not me.baton.acquire(timeout=_PATIENCE_S):
+        patience = 0 if turns.lost is not None and turns.current is turns.lost else _PATIENCE_S
+        if turns.current is not me and not me.baton.acquire(timeout=patience):
             stubborn.extend([turns.current] if turns.current else [])  # it has the baton, and keeps it
         for thread in others:
             if not thread.is_done and thread not in stubborn:

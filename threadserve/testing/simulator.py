@@ -19,7 +19,7 @@ from threadserve.testing.traces import HOOKS, Records, Trace
 from threadserve.testing.turns import Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType, TracebackType
 
     from threadserve.app.deployment import Application
@@ -128,7 +128,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._depth += 1
         if self._depth > 1:
             return self
-        control.install([*HOOKS, (Controller, "deploy", _deploy)])
+        control.install(_HOOKS)
         try:
             self._kernel.begin()
             self._kernel.turns.begin_here()
@@ -188,15 +188,17 @@ class Simulation(AbstractContextManager["Simulation"]):
             control.uninstall()
 
 
-_deploy_really = Controller.deploy
+def _around_deploy(deploy: Callable[..., Any]) -> Callable[..., Any]:
+    def adopting(self: Controller, plan: Plan, route_prefix: str | None = None) -> Any:
+        kernel = here()
+        if kernel is not None and kernel.simulation is not None:
+            kernel.simulation.adopt(plan)
+        return deploy(self, plan, route_prefix)
+
+    return adopting
 
 
-def _deploy(self: Controller, plan: Plan, route_prefix: str | None = None) -> Any:
-    """Be ``Controller.deploy``."""
-    kernel = here()
-    if kernel is not None and kernel.simulation is not None:
-        kernel.simulation.adopt(plan)
-    return _deploy_really(self, plan, route_prefix)
+_HOOKS: list[tuple[Any, str, Callable[[Any], Any]]] = [*HOOKS, (Controller, "deploy", _around_deploy)]
 
 
 def simulation(
@@ -304,7 +306,7 @@ class controlled(AbstractContextManager[None]):  # noqa: N801 - used like a func
         self._stack = ExitStack()
 
     def __enter__(self) -> None:
-        control.install([*HOOKS, (Controller, "deploy", _deploy)])
+        control.install(_HOOKS)
         self._stack.callback(control.uninstall)
         self._stack.enter_context(on_one_processor())
 

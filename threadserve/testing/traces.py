@@ -12,7 +12,7 @@ from threadserve.testing.stand_ins import here
 from threadserve.testing.turns import operation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from threadserve.concurrency.outcome import Outcome
     from threadserve.testing.turns import Turns
@@ -167,37 +167,45 @@ class _Made(NamedTuple):
 
 # ---- how the records hear of requests
 
-_init, _settle, _lookup = Request.__init__, Request.settle, Target.lookup
 
 
-def _made(self: Request, *args: Any, **kwargs: Any) -> None:
-    _init(self, *args, **kwargs)
-    kernel = here()
-    if kernel is not None and kernel.records is not None:
-        kernel.records.add(self)
+def _around_init(init: Callable[..., None]) -> Callable[..., None]:
+    def made(self: Request, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        kernel = here()
+        if kernel is not None and kernel.records is not None:
+            kernel.records.add(self)
+
+    return made
 
 
-def _settled(self: Request, outcome: Outcome) -> Any:
-    was_answered = self.state is ANSWERED
-    news = _settle(self, outcome)
-    kernel = here()
-    if not was_answered and kernel is not None and kernel.records is not None:
-        error = outcome.exception
-        verb, what = ("answers", "") if error is None else ("fails with", type(error).__name__)
-        kernel.records.note(self, verb, what)
-    return news
+def _around_settle(settle: Callable[..., Any]) -> Callable[..., Any]:
+    def settled(self: Request, outcome: Outcome) -> Any:
+        was_answered = self.state is ANSWERED
+        news = settle(self, outcome)
+        kernel = here()
+        if not was_answered and kernel is not None and kernel.records is not None:
+            error = outcome.exception
+            verb, what = ("answers", "") if error is None else ("fails with", type(error).__name__)
+            kernel.records.note(self, verb, what)
+        return news
+
+    return settled
 
 
-def _begun(self: Target, request: Request) -> Any:
-    kernel = here()
-    if kernel is not None and kernel.records is not None:
-        kernel.records.note(request, "begins", "")
-    return _lookup(self, request)
+def _around_lookup(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    def begun(self: Target, request: Request) -> Any:
+        kernel = here()
+        if kernel is not None and kernel.records is not None:
+            kernel.records.note(request, "begins", "")
+        return lookup(self, request)
+
+    return begun
 
 
-HOOKS: list[tuple[Any, str, Any]] = [
-    (Request, "__init__", _made),
-    (Request, "settle", _settled),
-    (Target, "lookup", _begun),
+HOOKS: list[tuple[Any, str, Callable[[Any], Any]]] = [
+    (Request, "__init__", _around_init),
+    (Request, "settle", _around_settle),
+    (Target, "lookup", _around_lookup),
 ]
-"""What is put in the place of the runtime's own while there is a simulation, so that stages of requests are noted."""
+"""What is put around the runtime's own while there is a simulation, so that stages of requests are noted."""

@@ -80,6 +80,7 @@ class Turns:
         is_interrupted: Ctrl-C was pressed; the run ends at the next switch point.
         is_ending: The run has failed, or is over.
         failure: With what it failed.
+        lost: Who had the baton and does not come to a switch point; the run goes on to its end without it.
         notes: What is to be set at the next switch point.
         runnable: Who could go on, without the current one.
         limit: Beyond so many steps a switch point has to look at more; -1 when it must at once.
@@ -97,6 +98,7 @@ class Turns:
         self.is_busy = False
         self.is_ending = False
         self.failure: BaseException | None = None
+        self.lost: SimulatedThread | None = None
         self.notes: deque[_Note] = deque()
         self.has_only_lookouts: Callable[[], bool] = lambda: False
         self._is_interrupted = False
@@ -293,7 +295,7 @@ class Turns:
         # Main looks up now and then: a signal that came just before the wait would not end it, and
         # whoever has the baton may never give it back.
         while not me.baton.acquire(timeout=_GLANCE_S):
-            if self.failure is not None and isinstance(self.failure, UncontrolledError):
+            if self.lost is not None:
                 return
 
     def _jump(self) -> bool:

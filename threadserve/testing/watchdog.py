@@ -97,5 +97,7 @@ def _glance(turns: Turns, look: _Look) -> None:
             f"computes for long, or waits for something that the simulator does not control\n{turns.stack_of(holder)}"
         )
     )
-    if holder is turns.threads[0] and holder.ident == _main.ident:
+    if holder is not turns.threads[0]:
+        turns.lost = holder
+    elif holder.ident == _main.ident:
         signal.pthread_kill(holder.ident, signal.SIGINT)
