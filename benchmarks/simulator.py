@@ -65,7 +65,10 @@ def main() -> None:
         "random, every line": partial(explore, grain="line"),
         "random, every line of threadserve": partial(explore, grain="runtime"),
     }
-    costs = {name: milliseconds(case, runs if "threadserve" not in name else max(5, runs // 20), rounds) for name, case in cases.items()}
+    costs = {
+        name: milliseconds(case, runs if "threadserve" not in name else max(5, runs // 20), rounds)
+        for name, case in cases.items()
+    }
     rows: list[Sequence[object]] = [
         [name, cost, f"{1000 / cost:,.0f}", cost / costs["random"]] for name, cost in costs.items()
     ]

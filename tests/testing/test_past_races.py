@@ -163,7 +163,9 @@ PLANTED: list[Any] = [
     pytest.param(Inputs, "register", counts_without_a_guard, pass_responses, id="counts-without-a-guard"),
     pytest.param(Channel, "take", takes_in_two_steps, read_a_stream, id="takes-in-two-steps"),
     pytest.param(Errands, "_run", makes_its_waiter_too_late, drop_streams, id="makes-its-waiter-too-late"),
-    pytest.param(LoopThread, "_drain", clears_the_flag_too_late, call_coroutines, id="clears-the-flag-too-late"),
+    pytest.param(
+        LoopThread, "_drain", clears_the_flag_too_late, call_coroutines, id="clears-the-flag-too-late"
+    ),
     pytest.param(Retirement, "wait", waits_for_what_is_over, delete, id="waits-for-what-is-over"),
     pytest.param(Request, "settle", lets_the_last_answer_win, cancel, id="lets-the-last-answer-win"),
 ]
@@ -171,10 +173,16 @@ PROGRAMS = [wait_for_calls, pass_responses, read_a_stream, drop_streams, call_co
 
 
 # A run that is stuck is given up with calls that never came to their loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
 @pytest.mark.parametrize(("owner", "name", "race", "program"), PLANTED)
 def test_a_race_that_is_put_back_is_noticed(
-    owner: type, name: str, race: Callable[..., Any], program: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    owner: type,
+    name: str,
+    race: Callable[..., Any],
+    program: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(owner, name, race)
     # Each line of what is planted is a step, for it stands in the module that defines the deployment.

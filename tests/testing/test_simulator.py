@@ -94,7 +94,10 @@ class TestSimulate:
 
     def test_inside_of_a_simulation_joins_it(self) -> None:
         with testing.simulation(seed=5) as simulation:
-            with testing.simulate(Adder.bind(1), name="a") as a, testing.simulate(Adder.bind(2), name="b") as b:
+            with (
+                testing.simulate(Adder.bind(1), name="a") as a,
+                testing.simulate(Adder.bind(2), name="b") as b,
+            ):
                 assert a.remote(b.remote(10)).result() == 13
                 assert testing.current_simulation() is simulation
             assert not serve.status().applications
@@ -103,7 +106,9 @@ class TestSimulate:
         with pytest.raises(ValueError, match="grain must be one of operation, line, runtime, not 'word'"):
             with testing.simulate(chain(), grain="word"):  # type: ignore[arg-type]
                 pass
-        with pytest.raises(ValueError, match="no strategy 'luck'; there are exhaustive, pct, random, round_robin"):
+        with pytest.raises(
+            ValueError, match="no strategy 'luck'; there are exhaustive, pct, random, round_robin"
+        ):
             with testing.simulate(chain(), strategy="luck"):  # type: ignore[arg-type]
                 pass
 
@@ -246,7 +251,13 @@ class TestUserCode:
 
     def test_has_seeded_chance(self) -> None:
         def draw() -> list[object]:
-            return [random.random(), random.randint(1, 100), uuid.uuid4(), random.Random().random(), random.choice("abc")]
+            return [
+                random.random(),
+                random.randint(1, 100),
+                uuid.uuid4(),
+                random.Random().random(),
+                random.choice("abc"),
+            ]
 
         drawn = []
         for seed in (1, 1, 2):
@@ -257,7 +268,9 @@ class TestUserCode:
         assert draw() != draw()
 
     def test_may_not_ask_the_system_for_chance(self) -> None:
-        with pytest.raises(testing.UncontrolledError, match=r"test_simulator.py:\d+ asks the system for chance"):
+        with pytest.raises(
+            testing.UncontrolledError, match=r"test_simulator.py:\d+ asks the system for chance"
+        ):
             with testing.simulation():
                 random.SystemRandom().random()
         with pytest.raises(testing.UncontrolledError, match="os.urandom"):

@@ -19,7 +19,9 @@ def one_call() -> testing.Trace:
 
 class TestTrace:
     def test_tells_the_stages_of_each_request(self) -> None:
-        stages = [(step.operation, step.request, step.deployment, step.caller) for step in one_call().requests()]
+        stages = [
+            (step.operation, step.request, step.deployment, step.caller) for step in one_call().requests()
+        ]
 
         assert stages == [
             ("calls", 1, "default/Front", None),

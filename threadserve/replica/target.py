@@ -128,9 +128,13 @@ class Target:
             is_async = _begins_async(self._looks)
             return frozenset(("__call__",) if is_async else ())
         members: dict[str, object] = {}
-        for base in reversed(inspect.getmro(self._looks)[:-1]):  # what object has is not asked, for every replica
+        for base in reversed(
+            inspect.getmro(self._looks)[:-1]
+        ):  # what object has is not asked, for every replica
             members.update(vars(base))
-        return frozenset(name for name, member in members.items() if _is_method(member) and _begins_async(member))
+        return frozenset(
+            name for name, member in members.items() if _is_method(member) and _begins_async(member)
+        )
 
     def _refuse(self, request: Request) -> NoReturn:
         available = self.methods()

@@ -263,5 +263,7 @@ def named(strategy: Strategy | str) -> Strategy:
     if not isinstance(strategy, str):
         return strategy
     if strategy not in _STRATEGIES:
-        raise ValueError(f"there is no strategy {strategy!r}; there are {', '.join(sorted(_STRATEGIES))}, or an object")
+        raise ValueError(
+            f"there is no strategy {strategy!r}; there are {', '.join(sorted(_STRATEGIES))}, or an object"
+        )
     return _STRATEGIES[strategy]()

@@ -91,7 +91,10 @@ _real_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.events.new_event_l
 _real_simple_queue: Any = queue.SimpleQueue
 
 _STAND_INS: list[tuple[Any, str, Any]] = [
-    *((time, name, getattr(stand_ins, name)) for name in ("monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep")),
+    *(
+        (time, name, getattr(stand_ins, name))
+        for name in ("monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep")
+    ),
     (time, "time", stand_ins.now),
     (time, "time_ns", stand_ins.now_ns),
     (threading, "_time", stand_ins.monotonic),
@@ -121,7 +124,9 @@ _STAND_INS: list[tuple[Any, str, Any]] = [
     ),
 ]
 _BOUND_EARLY: dict[int, Any] = {  # by identity: the values of strangers are not to be compared
-    id(vars(owner)[name]): stand_in for owner, name, stand_in in _STAND_INS if name not in ("join", "is_alive", "seed")
+    id(vars(owner)[name]): stand_in
+    for owner, name, stand_in in _STAND_INS
+    if name not in ("join", "is_alive", "seed")
 }
 
 _lock = allocate_lock()

@@ -81,9 +81,9 @@ def _torn_stores(code: CodeType) -> frozenset[int]:
         what = what.partition("_")[0] if what.startswith(("ATTR", "GLOBAL", "DEREF", "SUBSCR")) else what
         if kind == "LOAD" and what in _SHARED:
             read.add((what, instruction.argval))
-        elif kind == "BINARY" and what.startswith("SUBSCR"):
-            read.add(("SUBSCR", None))
-        elif kind == "BINARY" and instruction.argrepr == "[]":
+        elif (kind == "BINARY" and what.startswith("SUBSCR")) or (
+            kind == "BINARY" and instruction.argrepr == "[]"
+        ):
             read.add(("SUBSCR", None))
         elif kind == "STORE" and (what, instruction.argval if what != "SUBSCR" else None) in read:
             torn.add(instruction.offset)
@@ -145,7 +145,11 @@ class Lines:
             return False
         turns = kernel.turns
         me = turns.current
-        if me is None or turns.is_busy or (me.number == 0 and not self._in_plain_code and CURRENT.get() is None):
+        if (
+            me is None
+            or turns.is_busy
+            or (me.number == 0 and not self._in_plain_code and CURRENT.get() is None)
+        ):
             return True
         if turns.is_ending:
             me.last_steps += 1

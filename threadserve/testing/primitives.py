@@ -58,7 +58,7 @@ class SimulatedLock:
         finally:
             turns.is_busy = False
 
-    def release(self, kind: object = None, error: object = None, trace: object = None) -> None:
+    def release(self, *exc_info: object) -> None:
         """Give the lock back; one of those who wait for it may try again."""
         turns = self._turns
         me = turns.current

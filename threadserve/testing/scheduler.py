@@ -56,7 +56,7 @@ import random
 import signal
 import threading
 from contextvars import Context
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from threadserve.concurrency.outcome import capture
 from threadserve.concurrency.real import put_under
@@ -64,7 +64,15 @@ from threadserve.concurrency.reaper import Callbacks, Errands
 from threadserve.testing.choices import Random
 from threadserve.testing.crew import Worker, hire
 from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
-from threadserve.testing.turns import LAST_STEPS, Ended, SimulatedThread, StuckError, Turns, UncontrolledError, told
+from threadserve.testing.turns import (
+    LAST_STEPS,
+    Ended,
+    SimulatedThread,
+    StuckError,
+    Turns,
+    UncontrolledError,
+    told,
+)
 from threadserve.testing.watchdog import unwatch, watch
 
 if TYPE_CHECKING:
@@ -74,8 +82,6 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Service
     from threadserve.testing.choices import Schedule
-    from threadserve.testing.simulator import Simulation
-    from threadserve.testing.traces import Records
 
 __all__ = ["SimulatedKernel", "StuckError", "explore", "on_one_processor"]
 
@@ -134,9 +140,11 @@ class SimulatedKernel:
         self._is_timer_idle = False
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._disturbance = contextlib.ExitStack()
-        self.user_chance: random.Random | None = None  # what ``random`` draws from in simulated code, once it does
-        self.records: Records | None = None  # of the requests, where somebody wants them
-        self.simulation: Simulation | None = None  # which this is the kernel of
+        self.user_chance: random.Random | None = (
+            None  # what ``random`` draws from in simulated code, once it does
+        )
+        self.records: Any = None  # of the requests, where somebody wants them; ``traces.Records``
+        self.simulation: Any = None  # which this is the kernel of
         self._user_locks = 0
         self.errands: Service = Errands(self, "threadserve reaper")
         self.callbacks: Service = Callbacks(self, "threadserve callbacks")

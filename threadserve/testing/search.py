@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from threadserve.concurrency.outcome import capture
 from threadserve.testing.choices import Random, Replay, named
+from threadserve.testing.reproduction import read, trimmed, written
 from threadserve.testing.simulator import GRAINS, MAX_STEPS, Simulation, controlled
 from threadserve.testing.stand_ins import here
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from threadserve.testing.simulator import Grain, StrategyName
     from threadserve.testing.traces import Trace
 
-__all__ = ["Exploration", "ScheduleError", "explore", "reproduce", "written"]
+__all__ = ["Exploration", "ScheduleError", "explore", "reproduce"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -88,7 +87,7 @@ class _Search:
     def simplify(self, found: _Run) -> _Run:
         """Set to 0 what can be set to 0 in the choices of a run that failed, so that it still fails in the same way."""
         best, kind, seed = found, type(found.failure), found.simulation.seed
-        choices = _trimmed(found.simulation.schedule)
+        choices = trimmed(found.simulation.schedule)
         attempts = 0
         size = max(1, sum(map(bool, choices)) // 2)
         while attempts < _ATTEMPTS:
@@ -137,7 +136,9 @@ def explore(
         ValueError: An argument is wrong.
     """
     if here() is not None:
-        raise RuntimeError("explore cannot be called inside of a simulation: it begins simulations of its own")
+        raise RuntimeError(
+            "explore cannot be called inside of a simulation: it begins simulations of its own"
+        )
     chosen, search = named(strategy), _Search(fn, grain, max_steps)
     with controlled():
         for count in range(runs):
@@ -147,7 +148,9 @@ def explore(
             run = search.run(seed + count, schedule, chosen.name)
             if run.failure is not None:
                 _report(search, run, count + 1)
-    return Exploration(runs, is_complete=chosen.schedule(seed + runs) is None if chosen.name == "exhaustive" else False)
+    return Exploration(
+        runs, is_complete=chosen.schedule(seed + runs) is None if chosen.name == "exhaustive" else False
+    )
 
 
 def _report(search: _Search, found: _Run, runs: int) -> None:
@@ -160,7 +163,7 @@ def _report(search: _Search, found: _Run, runs: int) -> None:
         raise _unsteady(found, again, runs) from failure
     best = search.simplify(again)
     simulation, failure = best.simulation, cast("BaseException", best.failure)
-    choices = _trimmed(simulation.schedule)
+    choices = trimmed(simulation.schedule)
     reproduction = written(simulation.seed, simulation.grain, choices)
     steps = simulation.trace()
     message = (
@@ -194,63 +197,22 @@ def _unsteady(found: _Run, again: _Run, runs: int) -> ScheduleError:
     )
 
 
-# ---- the line that stands for a run
-
-
-def written(seed: int, grain: str, choices: Sequence[int] | None) -> str:
-    """Return the line that stands for a run; without `choices` they follow from the seed."""
-    what = f"random:{seed}" if choices is None else f"replay:{seed}:{_packed(choices)}"
-    if grain == "operation":
-        return what
-    return f"{what}@{grain}/{sys.version_info[0]}.{sys.version_info[1]}"
-
-
-def _packed(choices: Sequence[int]) -> str:
-    runs = ((value, len(list(group))) for value, group in itertools.groupby(_trimmed(choices)))
-    return ".".join(f"{value}x{count}" if count > 2 else ".".join([str(value)] * count) for value, count in runs)
-
-
-def _unpacked(packed: str) -> list[int]:
-    choices: list[int] = []
-    for part in filter(None, packed.split(".")):
-        value, _, count = part.partition("x")
-        choices += [int(value)] * int(count or 1)
-    return choices
-
-
-def _trimmed(choices: Sequence[int]) -> list[int]:
-    """Return the choices without the zeros at the end, which go without saying."""
-    last = max((index for index, choice in enumerate(choices) if choice), default=-1)
-    return list(choices[: last + 1])
-
-
-_LINE = re.compile(r"(random:(-?\d+)|replay:(-?\d+):([\dx.]*))(?:@(\w+)/(\d+\.\d+))?")
-
-
 def reproduce(reproduction: str) -> Callable[[F], F]:
     """Decorate a test: it runs in the simulation that the line, printed by a failure, stands for.
 
     Raises:
         ValueError: The line is not one, or was printed by another version of Python at a grain where that matters.
     """
-    match = _LINE.fullmatch(reproduction)
-    if match is None or (match[5] or "operation") not in GRAINS:
-        raise ValueError(f"reproduce takes the line that a failure has printed, not {reproduction!r}")
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if match[6] is not None and match[6] != version:
-        raise ValueError(
-            f"{reproduction!r} was printed by Python {match[6]}, and lines differ between versions: this is {version}; "
-            "search again with testing.explore"
-        )
-    grain = cast("Grain", match[5] or "operation")
-    seed = int(match[2] or match[3])
+    seed, grain, choices = read(reproduction)
+    if grain not in GRAINS:
+        raise ValueError(f"{reproduction!r}: there is no grain {grain!r}, only {', '.join(GRAINS)}")
 
     def decorate(fn: F) -> F:
         @functools.wraps(fn)
         def run(*args: Any, **kwargs: Any) -> Any:
-            is_random = match[2] is not None
-            schedule = Random().schedule(seed) if is_random else Replay(_unpacked(match[4])).schedule(seed)
-            with Simulation(seed, schedule, grain=grain, strategy="random" if is_random else "replay"):
+            schedule = (Random() if choices is None else Replay(choices)).schedule(seed)
+            strategy = Random.name if choices is None else Replay.name
+            with Simulation(seed, schedule, grain=cast("Grain", grain), strategy=strategy):
                 return fn(*args, **kwargs)
 
         return cast("F", run)

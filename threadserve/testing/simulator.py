@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar, cast
 
 from threadserve import api
 from threadserve.concurrency.outcome import capture
@@ -13,6 +13,7 @@ from threadserve.runtime.controller import Controller
 from threadserve.testing import control, lines
 from threadserve.testing.choices import named
 from threadserve.testing.lines import Lines
+from threadserve.testing.reproduction import written
 from threadserve.testing.scheduler import SimulatedKernel, on_one_processor
 from threadserve.testing.stand_ins import here, sleep
 from threadserve.testing.traces import HOOKS, Records, Trace
@@ -78,7 +79,9 @@ class Simulation(AbstractContextManager["Simulation"]):
         self.grain = grain
         self._strategy = strategy
         self._lines: Lines | None = None
-        self._kernel = SimulatedKernel(seed, max_steps=max_steps, schedule=schedule, on_thread=self._on_thread(grain))
+        self._kernel = SimulatedKernel(
+            seed, max_steps=max_steps, schedule=schedule, on_thread=self._on_thread(grain)
+        )
         if grain != "operation":
             self._lines = Lines(self._kernel, in_plain_code=grain == "runtime")
         self._records = self._kernel.records = Records(self._kernel.turns)
@@ -88,10 +91,16 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._depth = 0
 
     def _on_thread(self, grain: Grain) -> Any:
-        return None if grain == "operation" or sys.version_info >= (3, 12) else lambda fn: cast("Lines", self._lines).run(fn)
+        return (
+            None
+            if grain == "operation" or sys.version_info >= (3, 12)
+            else lambda fn: cast("Lines", self._lines).run(fn)
+        )
 
     def __repr__(self) -> str:
-        return f"<Simulation {self.reproduction!r} at {self.now:g} s, {len(self._kernel.turns.entries)} steps>"
+        return (
+            f"<Simulation {self.reproduction!r} at {self.now:g} s, {len(self._kernel.turns.entries)} steps>"
+        )
 
     @property
     def now(self) -> float:
@@ -114,8 +123,6 @@ class Simulation(AbstractContextManager["Simulation"]):
     @property
     def reproduction(self) -> str:
         """What ``reproduce`` takes to repeat this run."""
-        from threadserve.testing.search import written  # which stands on this
-
         return written(self.seed, self.grain, None if self._strategy == "random" else self.schedule)
 
     def trace(self) -> Trace:
@@ -124,7 +131,7 @@ class Simulation(AbstractContextManager["Simulation"]):
 
     # ---- its life
 
-    def __enter__(self) -> Simulation:
+    def __enter__(self) -> Self:
         self._depth += 1
         if self._depth > 1:
             return self
@@ -156,7 +163,9 @@ class Simulation(AbstractContextManager["Simulation"]):
             return
         if not isinstance(failure, KeyboardInterrupt):
             tail = self.trace().text(last=_SHOWN, details=False)
-            failure.add_note(f"reproduce it with @testing.reproduce({self.reproduction!r}); the trace ends:\n{tail}")
+            failure.add_note(
+                f"reproduce it with @testing.reproduce({self.reproduction!r}); the trace ends:\n{tail}"
+            )
         if failure is not error:
             try:
                 raise failure
@@ -178,7 +187,9 @@ class Simulation(AbstractContextManager["Simulation"]):
     def _close(self, error: BaseException | None) -> BaseException | None:
         """End the run and undo what was done for it, whatever happens; return with what it has failed."""
         try:
-            return capture(self._kernel.finish, error).exception or (None if isinstance(error, Ended) else error)
+            return capture(self._kernel.finish, error).exception or (
+                None if isinstance(error, Ended) else error
+            )
         finally:
             if self._lines is not None:
                 self._lines.end()

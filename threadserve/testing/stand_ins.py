@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from threadserve.testing.scheduler import SimulatedKernel
     from threadserve.testing.turns import SimulatedThread, Turns
 
-__all__ = ["EPOCH_S", "StandInLocal", "StandInLock", "StandInRLock", "chance_of", "here", "make_lock", "make_rlock"]
+__all__ = [
+    "EPOCH_S",
+    "StandInLocal",
+    "StandInLock",
+    "StandInRLock",
+    "chance_of",
+    "here",
+    "make_lock",
+    "make_rlock",
+]
 
 EPOCH_S = 1_767_225_600
 """What ``time.time()`` says in the beginning of a simulation: 2026-01-01 00:00 UTC."""
@@ -402,7 +411,7 @@ def start(self: Any) -> None:
     if self._started.is_set():
         raise RuntimeError("threads can only be started once")
     self._started.set()
-    self.__dict__[_MARK] = kernel.spawn(self.name, partial(_live, kernel, self))
+    self.__dict__[_MARK] = kernel.spawn(self.name, partial(_live, self))
 
 
 original_start: Callable[[Any], None] = _start
@@ -425,7 +434,7 @@ def is_alive(self: Any) -> bool:
     return _is_alive(self) if simulated is None else simulated.is_alive()
 
 
-def _live(kernel: SimulatedKernel, thread: Any) -> None:
+def _live(thread: Any) -> None:
     """Run a thread of the user's, on a thread of the simulation's."""
     ident = get_ident()
     active = threading._active  # type: ignore[attr-defined]

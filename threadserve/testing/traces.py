@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HOOKS", "Records", "Step", "Trace"]
 
-_DETAIL = re.compile(r"(takes|releases|waits for|has|sets|rings|cancels|does not get) (lock|waiter|loop|alarm|the next alarm)\b")
+_DETAIL = re.compile(
+    r"(takes|releases|waits for|has|sets|rings|cancels|does not get) (lock|waiter|loop|alarm|the next alarm)\b"
+)
 _OF_REQUESTS = ("calls", "begins", "answers", "fails with")
 
 
@@ -101,8 +103,12 @@ class Trace(Sequence[Step]):
         """Return a Mermaid sequence diagram of the requests: https://mermaid.js.org."""
         stages = [step for step in self._steps if step.is_of_request]
         deployments = {step.request: step.deployment for step in stages}
-        callers = {step.request: deployments.get(step.caller, "main") for step in stages if step.operation == "calls"}
-        names = {name: f"p{index}" for index, name in enumerate(["main", *dict.fromkeys(deployments.values())])}
+        callers = {
+            step.request: deployments.get(step.caller, "main") for step in stages if step.operation == "calls"
+        }
+        names = {
+            name: f"p{index}" for index, name in enumerate(["main", *dict.fromkeys(deployments.values())])
+        }
         lines = ["sequenceDiagram"]
         lines += [f"    participant {alias} as {name}" for name, alias in names.items()]
         for step in stages:
@@ -148,7 +154,16 @@ class Records:
                 made[identity] = (count, what)
             if identity in made:
                 request, facts = made[identity]
-                yield Step(number, time, thread, operation(verb, what), facts.deployment, facts.method, request, caller)
+                yield Step(
+                    number,
+                    time,
+                    thread,
+                    operation(verb, what),
+                    facts.deployment,
+                    facts.method,
+                    request,
+                    caller,
+                )
             else:
                 yield Step(number, time, thread, operation(verb, what), "", "", None, None)
 
@@ -166,7 +181,6 @@ class _Made(NamedTuple):
 
 
 # ---- how the records hear of requests
-
 
 
 def _around_init(init: Callable[..., None]) -> Callable[..., None]:

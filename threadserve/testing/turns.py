@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 _GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
-_IDLE_JUMPS = 64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
+_IDLE_JUMPS = (
+    64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
+)
 _FOLDER = Path(__file__).parent
 
 LAST_STEPS = 10_000
@@ -115,6 +117,7 @@ class Turns:
 
     @property
     def is_interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed."""
         return self._is_interrupted
 
     @is_interrupted.setter
@@ -146,12 +149,8 @@ class Turns:
     def give_way(self, me: SimulatedThread) -> None:
         """Let the schedule say whether `me` or another one goes on: a switch point at which there is something to decide."""
         if self.steps <= self.limit:
-            pick = self._choose_next(me.number, self._numbers)
-            self.choices.append(pick)
-            if pick:
-                chosen = self._take(pick - 1)
-                self.runnable.append(me)
-                self._numbers.append(me.number)
+            chosen = self._choose_with(me)
+            if chosen is not me:
                 self._pass_on(me, chosen)
             return
         if not self.is_ending:
@@ -247,38 +246,43 @@ class Turns:
 
     def _choose(self, me: SimulatedThread | None) -> SimulatedThread:
         """Decide who goes on; `me` if it could. It is main, to end the run, once anything has failed."""
-        others = self.runnable
         if self.steps > self.limit:
-            if self.notes:
-                self._act_on_notes()
-            if self._is_interrupted:
-                self.fail(KeyboardInterrupt())
-            elif self.steps > self._max_steps and not self.is_ending:
-                self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
+            self._look_around()
         if self.is_ending:
             return self.threads[0]
         if me is not None:
-            if not others:
-                return me
-            pick = self._schedule.choose(me.number, self._numbers)
-            self.choices.append(pick)
-            if not pick:
-                return me
-            chosen = self._take(pick - 1)
-            others.append(me)
-            self._numbers.append(me.number)
-            return chosen
-        while not others:
+            return me if not self.runnable else self._choose_with(me)
+        while not self.runnable:
             if self._has_main_returned:
                 return self.threads[0]
             if not self._jump():
                 self.fail(StuckError(self.report("nobody can go on, and main has not returned")))
                 return self.threads[0]
-        if len(others) == 1:
+        if len(self.runnable) == 1:
             return self._take(0)
-        pick = self._schedule.choose(None, self._numbers)
+        pick = self._choose_next(None, self._numbers)
         self.choices.append(pick)
         return self._take(pick)
+
+    def _choose_with(self, me: SimulatedThread) -> SimulatedThread:
+        """Decide whether `me` or another one goes on."""
+        pick = self._choose_next(me.number, self._numbers)
+        self.choices.append(pick)
+        if not pick:
+            return me
+        chosen = self._take(pick - 1)
+        self.runnable.append(me)
+        self._numbers.append(me.number)
+        return chosen
+
+    def _look_around(self) -> None:
+        """Act on what came at odd moments, and see whether the run has to end."""
+        if self.notes:
+            self._act_on_notes()
+        if self._is_interrupted:
+            self.fail(KeyboardInterrupt())
+        elif self.steps > self._max_steps and not self.is_ending:
+            self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
 
     def _take(self, index: int) -> SimulatedThread:
         del self._numbers[index]
