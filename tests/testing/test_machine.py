@@ -13,7 +13,7 @@ from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 import threadserve as serve
 from threadserve.testing.doubles import Call
 from threadserve.testing.machine import ServeStateMachine, World
-from threadserve.testing.simulator import current_simulation
+from threadserve.testing.simulator import current_simulation, simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ FEW = settings(
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
-MANY = settings(FEW, max_examples=300)
+MANY = settings(FEW, max_examples=300, stateful_step_count=8, derandomize=True)
 
 
 class Stock:
@@ -85,6 +85,7 @@ def test_an_app_that_keeps_its_promises_passes() -> None:
 def test_a_race_is_found_by_an_invariant_and_shrinks_to_two_calls() -> None:
     class Careless(StockMachine):
         app = serve.deployment(CarelessStock).options(max_ongoing_requests=2).bind()
+        read_stream = leave_stream = let_time_pass = delete_and_run = None  # type: ignore[assignment]
 
     with pytest.raises(AssertionError) as caught:
         run_state_machine_as_test(Careless, settings=MANY)
@@ -119,7 +120,7 @@ def test_a_rule_can_be_taken_away() -> None:
 
 class TestWorld:
     def test_deeds_are_done_inside_one_after_the_other_and_time_stands_still_between(self) -> None:
-        world = World()
+        world = World(simulation())
         try:
             world.do(lambda: current_simulation().advance(5))
             assert world.do(lambda: current_simulation().now) == pytest.approx(5)
@@ -130,7 +131,7 @@ class TestWorld:
         def fail() -> None:
             raise KeyError("deed")
 
-        world = World()
+        world = World(simulation())
         try:
             with pytest.raises(KeyError):
                 world.do(fail)
@@ -139,7 +140,7 @@ class TestWorld:
             world.end()
 
     def test_after_its_end_nothing_is_done(self) -> None:
-        world = World()
+        world = World(simulation())
         world.end()
 
         with pytest.raises(RuntimeError, match="has come to its end"):

@@ -27,7 +27,7 @@ from threadserve.testing.simulator import simulation
 from threadserve.testing.watchdog import unwatch, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from threadserve.app.application import Application
     from threadserve.call.response import DeploymentResponse
@@ -43,18 +43,20 @@ _END_S = 3600.0
 
 
 class World:
-    """A simulation that is done one deed at a time, from a thread outside of it."""
+    """A simulation that is done one deed at a time, from a thread outside of it.
 
-    def __init__(self, schedule: Sequence[int] = (), *, grain: Grain = "operation") -> None:
-        self._schedule = schedule
-        self._grain: Grain = grain
+    Args:
+        simulation: What ``simulation(...)`` returned, not yet entered.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
         kernel = RealKernel()
         self._asked, self._answered = kernel.waiter(), kernel.waiter()
         self._deed: Callable[[], object] | None = None  # belongs to who was told last
         self._outcome: Outcome | None = None  # the same
         self.is_alive = True
-        self.simulation: Simulation
-        """Of what happens; set before the first deed."""
+        """Whether there can be more deeds."""
         self._thread = kernel.spawn("threadserve simulated world", self._run)
 
     def do(self, deed: Callable[[], R]) -> R:
@@ -91,7 +93,7 @@ class World:
 
     def _live(self) -> None:
         self._asked.wait()
-        with simulation(strategy=Replay(self._schedule), grain=self._grain) as self.simulation:
+        with self.simulation:
             turns = self.simulation._kernel.turns
             while (deed := self._deed) is not None:
                 outcome = capture(deed)
@@ -191,7 +193,8 @@ class ServeStateMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         """Run the app, under a schedule that Hypothesis draws."""
         if self._world is None:
-            self._world = World(example.draw(schedules(), "schedule"), grain=self.grain)
+            schedule = Replay(example.draw(schedules(), "schedule"))
+            self._world = World(simulation(strategy=schedule, grain=self.grain))
             self._world.do(self._deploy)
 
     def _deploy(self) -> None:
