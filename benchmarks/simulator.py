@@ -57,7 +57,7 @@ def main() -> None:
     runs, rounds = (20, 1) if is_smoke(QUESTION) else (500, 5)
     explore = testing.explore
     explore(run, runs=20)
-    cases = {
+    cases: dict[str, Callable[..., object]] = {
         "no preemption": partial(explore, strategy=testing.Replay()),
         "random": explore,
         "pct": partial(explore, strategy="pct"),

@@ -110,7 +110,7 @@ class _BoundEarly:
 
 class _Local:
     def __call__(self) -> list[int]:
-        values = _local.__dict__.setdefault("values", []) if False else getattr(_local, "values", None)
+        values: list[int] | None = getattr(_local, "values", None)
         if values is None:
             values = _local.values = []
         values.append(1)

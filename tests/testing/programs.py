@@ -74,8 +74,8 @@ def protected_counter(kernel: SimulatedKernel) -> None:
     assert count == 2
 
 
-def run(main: Callable[[SimulatedKernel], Any], seed: int = 0, **options: int) -> SimulatedKernel:
-    kernel = SimulatedKernel(seed, **options)
+def run(main: Callable[[SimulatedKernel], Any], seed: int = 0, max_steps: int = 1_000_000) -> SimulatedKernel:
+    kernel = SimulatedKernel(seed, max_steps=max_steps)
     kernel.run(lambda: main(kernel))
     return kernel
 

@@ -189,7 +189,8 @@ def test_a_race_that_is_put_back_is_noticed(
     with pytest.raises(testing.ScheduleError) as caught:
         testing.explore(program, grain="line")
 
-    with pytest.raises(type(caught.value.__cause__)):
+    kind: Any = type(caught.value.__cause__)
+    with pytest.raises(kind):
         testing.reproduce(caught.value.reproduction)(program)()
     monkeypatch.undo()
     testing.reproduce(caught.value.reproduction)(program)()

@@ -167,7 +167,7 @@ class TestSimulation:
         with testing.simulate(apps.Async.bind()) as handle:
 
             async def call() -> list[int]:
-                return await asyncio.gather(handle.remote(100), handle.remote(200))
+                return list(await asyncio.gather(handle.remote(100), handle.remote(200)))
 
             assert asyncio.run(call()) == [100, 200]
             assert 200 <= testing.current_simulation().now < 201
@@ -269,11 +269,11 @@ class TestUserCode:
 
     def test_may_not_ask_the_system_for_chance(self) -> None:
         with pytest.raises(
-            testing.UncontrolledError, match=r"test_simulator.py:\d+ asks the system for chance"
+            testing.UncontrolledError, match=r"test_simulator\.py:\d+ asks the system for chance"
         ):
             with testing.simulation():
                 random.SystemRandom().random()
-        with pytest.raises(testing.UncontrolledError, match="os.urandom"):
+        with pytest.raises(testing.UncontrolledError, match=r"os\.urandom"):
             with testing.simulation():
                 os.urandom(8)
 
@@ -345,8 +345,13 @@ class TestUserCode:
         from concurrent.futures import ThreadPoolExecutor
 
         with testing.simulation() as simulation:
+
+            def nap(seconds: int) -> int:
+                time.sleep(seconds)
+                return seconds
+
             with ThreadPoolExecutor(4) as executor:
-                assert list(executor.map(lambda n: time.sleep(n) or n, [3, 2, 1])) == [3, 2, 1]
+                assert list(executor.map(nap, [3, 2, 1])) == [3, 2, 1]
             assert simulation.now == 3
 
     def test_keeps_its_locks_when_the_simulation_is_over(self) -> None:

@@ -6,8 +6,10 @@ in every process and every version of Python.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["PCT", "Chance", "Exhaustive", "Random", "Replay", "RoundRobin", "Schedule", "Strategy", "named"]
 

@@ -113,14 +113,14 @@ _STAND_INS: list[tuple[Any, str, Any]] = [
     *(
         (random, name, draws(name, value))
         for name, value in vars(random).items()
-        if not name.startswith("_") and getattr(value, "__self__", None) is random._inst  # type: ignore[attr-defined]
+        if not name.startswith("_") and getattr(value, "__self__", None) is random._inst
     ),
     (asyncio, "new_event_loop", _new_event_loop),
     (asyncio.events, "new_event_loop", _new_event_loop),
     (
         concurrent.futures.thread,
         "_global_shutdown_lock",
-        StandInLock(concurrent.futures.thread._global_shutdown_lock),  # type: ignore[attr-defined]
+        StandInLock(concurrent.futures.thread._global_shutdown_lock),
     ),
 ]
 _BOUND_EARLY: dict[int, Any] = {  # by identity: the values of strangers are not to be compared

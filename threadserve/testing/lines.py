@@ -27,7 +27,8 @@ _PACKAGE = Path(__file__).parents[1]
 # Where a real lock is held: it is shared with real threads, and nobody must stop there.
 _UNSTOPPABLE = ("testing", "api.py", "call/directory.py", "concurrency/real.py", "concurrency/threads.py")
 _LAST_LINES = 10_000
-_HAS_EVENTS = sys.version_info >= (3, 12)
+_monitoring: Any = getattr(sys, "monitoring", None)  # since Python 3.12
+_HAS_EVENTS = _monitoring is not None
 
 
 class Line(NamedTuple):
@@ -141,7 +142,7 @@ class Lines:
     def stop(self, code: CodeType, number: int) -> bool:
         """Be at a line: a switch point for a thread of this simulation that is not in the kernel; False for others."""
         kernel = here()
-        if kernel is not self._kernel:
+        if kernel is None or kernel is not self._kernel:
             return False
         turns = kernel.turns
         me = turns.current
@@ -167,14 +168,14 @@ class Lines:
             turns.is_busy = False
         return True
 
-    def _on_call(self, frame: FrameType, event: str, arg: object) -> Any:
+    def _on_call(self, frame: FrameType, _event: str, _arg: object) -> Any:
         code = frame.f_code
         if code.co_filename not in self.files:
             return None
         torn = _torn_stores(code)
         frame.f_trace_opcodes = bool(torn)
 
-        def on_event(frame: FrameType, event: str, arg: object) -> Any:
+        def on_event(frame: FrameType, event: str, _arg: object) -> Any:
             if event == "line" or (event == "opcode" and frame.f_lasti in torn):
                 self.stop(code, frame.f_lineno)
             return on_event
@@ -207,13 +208,13 @@ class _Events:
         with self._lock:
             if self._tool is None:
                 return
-            events = sys.monitoring.events
+            events = _monitoring.events
             holders = [module for module in modules if getattr(module, "__file__", None) not in self._files]
             self._files |= {str(getattr(module, "__file__", None)) for module in holders}
             for code in codes_in(holders, targets):
                 if code.co_filename in files and code not in self._marked:
                     wanted = events.LINE | (events.INSTRUCTION if _torn_stores(code) else 0)
-                    sys.monitoring.set_local_events(self._tool, code, wanted)
+                    _monitoring.set_local_events(self._tool, code, wanted)
                     self._marked[code] = None
 
     def remove(self, lines: Lines) -> None:
@@ -228,13 +229,13 @@ class _Events:
                 return
             tool, self._tool = self._tool, None
             for code in self._marked:
-                sys.monitoring.set_local_events(tool, code, 0)
+                _monitoring.set_local_events(tool, code, 0)
             self._marked.clear()
             self._files.clear()
-            sys.monitoring.free_tool_id(tool)
+            _monitoring.free_tool_id(tool)
 
     def _open(self) -> None:
-        monitoring = sys.monitoring
+        monitoring = _monitoring
         self._tool = tool = next(tool for tool in (4, 3, 5, 1, 0, 2) if monitoring.get_tool(tool) is None)
         monitoring.use_tool_id(tool, "threadserve simulator")
         monitoring.register_callback(tool, monitoring.events.LINE, self._at_line)
@@ -271,8 +272,7 @@ def codes_in(modules: Iterable[ModuleType], targets: Iterable[Any]) -> Iterator[
             found.append(value.__func__)
         elif isinstance(value, types.FunctionType):
             found.append(value.__code__)
-            if hasattr(value, "__wrapped__"):
-                found.append(value.__wrapped__)
+            found.append(getattr(value, "__wrapped__", None))
 
 
 _events = _Events()

@@ -31,13 +31,13 @@ def read(line: str) -> tuple[int, str, list[int] | None]:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"reproduce takes the line that a failure has printed, not {line!r}")
-    by_chance, by_choice, packed, grain, version = match.groups()
-    if version is not None and version != _VERSION:
+    by_chance, by_choice, packed, grain, version = match.groups(default="")
+    if version and version != _VERSION:
         raise ValueError(
             f"{line!r} was printed by Python {version}, and lines differ between versions: this is {_VERSION}; "
             "search again with testing.explore"
         )
-    choices = None if by_choice is None else _unpacked(packed)
+    choices = _unpacked(packed) if by_choice else None
     return int(by_chance or by_choice), grain or "operation", choices
 
 

@@ -69,7 +69,7 @@ class _Search:
 
     def __init__(self, fn: Callable[[], object], grain: Grain, max_steps: int) -> None:
         self._fn = fn
-        self._grain = grain
+        self._grain: Grain = grain
         self._max_steps = max_steps
 
     def run(self, seed: int, schedule: Schedule, strategy: str) -> _Run:
@@ -203,16 +203,17 @@ def reproduce(reproduction: str) -> Callable[[F], F]:
     Raises:
         ValueError: The line is not one, or was printed by another version of Python at a grain where that matters.
     """
-    seed, grain, choices = read(reproduction)
-    if grain not in GRAINS:
-        raise ValueError(f"{reproduction!r}: there is no grain {grain!r}, only {', '.join(GRAINS)}")
+    seed, name, choices = read(reproduction)
+    grain: Grain | None = next((grain for grain in GRAINS if grain == name), None)
+    if grain is None:
+        raise ValueError(f"{reproduction!r}: there is no grain {name!r}, only {', '.join(GRAINS)}")
 
     def decorate(fn: F) -> F:
         @functools.wraps(fn)
         def run(*args: Any, **kwargs: Any) -> Any:
             schedule = (Random() if choices is None else Replay(choices)).schedule(seed)
             strategy = Random.name if choices is None else Replay.name
-            with Simulation(seed, schedule, grain=cast("Grain", grain), strategy=strategy):
+            with Simulation(seed, schedule, grain=grain, strategy=strategy):
                 return fn(*args, **kwargs)
 
         return cast("F", run)

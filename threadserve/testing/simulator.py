@@ -245,7 +245,7 @@ def simulation(
         if kernel.simulation is None:
             raise RuntimeError("a simulation cannot be begun inside of SimulatedKernel.run")
         kernel.simulation.also(rebind)
-        return kernel.simulation
+        return cast("Simulation", kernel.simulation)
     chosen = named(strategy)
     schedule = chosen.schedule(seed)
     if schedule is None:

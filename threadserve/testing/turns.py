@@ -16,7 +16,7 @@ import traceback
 from _thread import allocate_lock, get_ident
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from threadserve.call.request import CURRENT
 from threadserve.concurrency.outcome import capture
@@ -132,7 +132,7 @@ class Turns:
         """Enter the section and return the caller's thread; who calls this sets ``is_busy`` back."""
         me = self.current
         if me is None or me.ident != get_ident():
-            self._refuse_foreigner()
+            return self._refuse_foreigner()
         if self.is_busy:
             failure = RuntimeError("a finalizer or signal handler took a lock, waited or started something")
             self.fail(failure)
@@ -195,7 +195,7 @@ class Turns:
             self.wake(thread)
         self.steps += 1
         chosen = self.current = self._choose(None)
-        return chosen.baton.release
+        return cast("Callable[[], object]", chosen.baton.release)
 
     # ---- what leads to a turn
 
@@ -374,7 +374,7 @@ class Turns:
         """Return where `thread` is, as a traceback shows it."""
         return told_stack(sys._current_frames().get(thread.ident or 0), self.outermost)
 
-    def _refuse_foreigner(self) -> Any:
+    def _refuse_foreigner(self) -> NoReturn:
         if any(thread.ident == get_ident() and not thread.is_done for thread in self.threads[1:]):
             raise Ended  # it was given up: the run went on, or is over
         text = (
