@@ -144,7 +144,7 @@ def test_examples_in_two_threads_stay_apart() -> None:
     notes: dict[int, str] = {}
 
     def search(limit: int) -> None:
-        @settings(BY_DEFAULT, database=None, deadline=None)
+        @settings(BY_DEFAULT, database=None, deadline=None, phases=[Phase.generate, Phase.shrink])
         @given(st.integers(0, 1000))
         def holds(number: int) -> None:
             with serve.running(INNER) as handle:

@@ -6,6 +6,8 @@ stopped at its end all the same, and ``fresh=True`` starts anew in each example.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadserve import api
@@ -26,6 +28,8 @@ __all__ = ["FakeClock", "ServedApps", "SimulatedApps"]
 
 T = TypeVar("T")
 
+_GENERATORS = "threadserve.testing.generators"  # needs Hypothesis, and not every test does
+
 
 class ServedApps:
     """The fixture ``serve_app``: call it with an application to run that, on real threads, until the test ends."""
@@ -33,6 +37,9 @@ class ServedApps:
     def __init__(self) -> None:
         self._running: dict[Application[Any], tuple[api.running[Any], DeploymentHandle[Any]]] = {}
         self._threads = census.threads()
+
+    def __repr__(self) -> str:
+        return "serve_app"
 
     def __call__(self, app: Application[T], *, fresh: bool = False) -> DeploymentHandle[T]:
         """Run `app` and return the handle of its ingress. Blocks until it is up, as ``serve.run`` does.
@@ -96,6 +103,11 @@ class SimulatedApps:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        if "hypothesis" in sys.modules:
+            import_module(_GENERATORS)  # now, for an example has a deadline
+
+    def __repr__(self) -> str:
+        return "simulated_app"
 
     def __call__(
         self,
@@ -108,9 +120,8 @@ class SimulatedApps:
     ) -> simulate[T]:
         """Return the context manager ``testing.simulate``; what is given goes before what would be drawn or preset."""
         if strategy is None and seed is None and example.is_drawing():
-            from threadserve.testing.generators import schedules
-
-            strategy = Replay(example.draw(schedules(), "schedule"))
+            schedules = import_module(_GENERATORS).schedules()
+            strategy = Replay(example.draw(schedules, "schedule"))
         return simulate(
             app,
             seed=self.seed if seed is None else seed,

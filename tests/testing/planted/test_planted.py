@@ -23,7 +23,7 @@ BUGS = [*state.BUGS, *waiting.BUGS, *timing.BUGS]
 RUNS = 1000
 """Within so many a bug has to be found."""
 FIXED_RUNS = min(200, int(os.environ.get("THREADSERVE_SEEDS", "200")))
-FEW_SWITCHES = 4
+FEW_SWITCHES = 6
 
 pytestmark = pytest.mark.slow
 of_each = pytest.mark.parametrize("bug", BUGS, ids=str)
@@ -55,6 +55,7 @@ def test_hypothesis_finds_it_and_shrinks_it_to_few_switches(bug: Planted) -> Non
         max_examples=RUNS,
         deadline=None,
         database=None,
+        derandomize=True,
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=[HealthCheck.too_slow],
     )
