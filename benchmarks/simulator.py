@@ -1,20 +1,44 @@
-"""What does a simulated run cost: an app of three deployments is brought up, called once, and taken down?"""
+"""What does a simulated run cost: three deployments are brought up, called once, and taken down?"""
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from report import is_smoke, table
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import threadserve as serve
+from benchmarks.measure import Case
 from threadserve import testing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from benchmarks.measure import Run
+    from threadserve.testing.choices import Strategy
+    from threadserve.testing.simulator import Grain, StrategyName
 
-QUESTION = "What does a simulated run of a chain of three deployments cost, deploy and shutdown included?"
+QUESTION = "What does a simulated run of a chain of three cost, deploy and shutdown included?"
+
+SUBJECT = "chain of three"
+AT_RANDOM = "random"
+
+
+class Way(NamedTuple):
+    """How schedules are chosen, and how fine they are."""
+
+    strategy: Strategy | StrategyName
+    grain: Grain = "operation"
+    share: int = 1
+    """It takes so many times longer, about, and is given so many times fewer runs."""
+
+
+# As the names of rivals go, all are beside the first one.
+WAYS = {
+    AT_RANDOM: Way("random"),
+    "threadserve, no preemption": Way(testing.Replay()),
+    "threadserve, pct": Way("pct"),
+    "threadserve, round robin": Way("round_robin"),
+    "threadserve, random, each line": Way("random", "line", 3),
+    "threadserve, random, each line of threadserve": Way("random", "runtime", 20),
+}
 
 
 @serve.deployment
@@ -25,9 +49,8 @@ class Add:
         return total
 
 
-@serve.deployment
 class Pass:
-    def __init__(self, after: serve.DeploymentHandle[Any]) -> None:
+    def __init__(self, after: Any) -> None:
         self.after = after
 
     def __call__(self, value: int) -> int:
@@ -35,45 +58,23 @@ class Pass:
         return int(response.result()) + 1
 
 
-def run() -> None:
-    with testing.simulate(CHAIN) as handle:
+APP: Any = serve.deployment(Pass, name="first").bind(serve.deployment(Pass, name="second").bind(Add.bind()))
+
+
+def one_run() -> None:
+    with testing.simulate(APP) as handle:
         assert handle.remote(0).result() == 3
 
 
-CHAIN = Pass.bind(Pass.options(name="Middle").bind(Add.bind()))  # type: ignore[attr-defined]
+def sample(way: Way, runs: int) -> dict[str, float]:
+    """Return the mean time of a run, and how many a second that makes."""
+    count = max(1, runs // way.share)
+    start = time.perf_counter()
+    testing.explore(one_run, runs=count, strategy=way.strategy, grain=way.grain)
+    seconds = (time.perf_counter() - start) / count
+    return {"time": seconds * 1e3, "rate": 1 / seconds}
 
 
-def milliseconds(explore: Callable[..., object], runs: int, rounds: int) -> float:
-    """Return the time of one run, of the fastest round: a run has no luck of its own, the machine has."""
-    times: list[float] = []
-    for number in range(rounds):
-        start = time.perf_counter()
-        explore(run, runs=runs, seed=number * runs)
-        times.append((time.perf_counter() - start) / runs * 1e3)
-    return min(times)
-
-
-def main() -> None:
-    runs, rounds = (20, 1) if is_smoke(QUESTION) else (500, 5)
-    explore = testing.explore
-    explore(run, runs=20)
-    cases: dict[str, Callable[..., object]] = {
-        "no preemption": partial(explore, strategy=testing.Replay()),
-        "random": explore,
-        "pct": partial(explore, strategy="pct"),
-        "round robin": partial(explore, strategy="round_robin"),
-        "random, every line": partial(explore, grain="line"),
-        "random, every line of threadserve": partial(explore, grain="runtime"),
-    }
-    costs = {
-        name: milliseconds(case, runs if "threadserve" not in name else max(5, runs // 20), rounds)
-        for name, case in cases.items()
-    }
-    rows: list[Sequence[object]] = [
-        [name, cost, f"{1000 / cost:,.0f}", cost / costs["random"]] for name, cost in costs.items()
-    ]
-    table(QUESTION, ["", "ms a run", "runs a second", "x random"], rows)
-
-
-if __name__ == "__main__":
-    main()
+def measure(run: Run) -> None:
+    runs = run.effort.pick(smoke=2, quick=100, full=200)
+    run.rounds([Case(SUBJECT, name, partial(sample, way, runs)) for name, way in WAYS.items()])

@@ -276,10 +276,11 @@ class TestThread:
     def test_runs_under_its_name_until_it_is_joined(self, run: Run) -> None:
         def scenario(kernel: Kernel) -> None:
             go = kernel.waiter()
-            seen: list[threading.Thread] = []
+            seen: list[tuple[str, int | None, bool]] = []
 
             def work() -> None:
-                seen.append(threading.current_thread())
+                current = threading.current_thread()
+                seen.append((current.name, current.ident, current.daemon))
                 go.wait()
 
             thread = kernel.spawn("shop worker 1", work)
@@ -289,9 +290,8 @@ class TestThread:
             thread.join()
 
             assert not thread.is_alive()
-            assert thread.name == seen[0].name == "shop worker 1"
-            assert thread.ident == seen[0].ident
-            assert seen[0].daemon
+            assert thread.name == "shop worker 1"
+            assert seen == [("shop worker 1", thread.ident, True)]
 
         run(scenario)
 

@@ -87,7 +87,7 @@ class TestTrace:
             testing.explore(caching(False))
 
         operations = {step.operation for step in caught.value.trace}
-        assert {"waits for 1 s to pass", "starts default/Cache#0 worker 2"} <= operations
+        assert {"waits for 1 s to pass", "starts default/Cache#0 worker 1"} <= operations
         steps = [step for step in caught.value.trace if step.operation == "waits for 1 s to pass"]
         assert {(step.deployment, step.method) for step in steps} == {("default/Cache", "get")}
 

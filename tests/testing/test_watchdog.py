@@ -33,8 +33,8 @@ class _Busy:
         return count
 
 
-Blocked = serve.deployment(name="Blocked")(_Blocked)
-Busy = serve.deployment(name="Busy")(_Busy)
+Blocked = serve.deployment(name="Blocked", inline=False)(_Blocked)
+Busy = serve.deployment(name="Busy", inline=False)(_Busy)
 over: list[bool] = []
 
 

@@ -9,9 +9,9 @@ from threadserve.call.directory import refuse_after_fork
 from threadserve.call.request import ANSWERED, Request, check_cancelled, current_request
 from threadserve.call.response import is_in_event_loop, refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
-from threadserve.concurrency.loops import current_task, make_future
+from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
-from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
+from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -165,13 +165,12 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     async def _wait_for_item_async(self) -> Any:
         while True:
-            loop, future = make_future()
-            subscriber = LoopWaiter(loop, future)
+            subscriber = LoopWaiter(*make_future())
             item = self._channel.take(subscriber)
             if item is not EMPTY:
                 return item
             try:
-                await suspend(loop, future, needs=(self._request,), is_ended=self._channel.has_news)
+                await suspend(subscriber, needs=(self._request,), is_ended=self._channel.has_news)
             finally:
                 self._channel.forget(subscriber)
 

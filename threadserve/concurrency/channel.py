@@ -21,7 +21,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from threadserve.concurrency.waiter import LoopWaiter, Subscriber, deliver
+from threadserve.concurrency.loops import LoopWaiter
+from threadserve.concurrency.waiter import Subscriber, deliver
 
 if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel

@@ -25,10 +25,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
 
-__all__ = ["LoopWaiter", "Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "wait_on"]
+__all__ = ["Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "wait_on"]
 
 
 class Subscriber(Protocol):
@@ -99,23 +98,3 @@ class ThreadWaiter:
     def tell(self) -> Iterable[Subscriber]:
         self.waiter.set()  # type: ignore[attr-defined]
         return ()
-
-
-class LoopWaiter:
-    """Tells a coroutine that awaits `future` on `loop`."""
-
-    __slots__ = ("_future", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-        self._loop = loop
-        self._future = future
-
-    def tell(self) -> Iterable[Subscriber]:
-        if not self._future.done():  # else it gave up meanwhile, and its loop may have been closed
-            self._loop.call_soon_threadsafe(self.wake)
-        return ()
-
-    def wake(self) -> None:
-        """End the await; on the loop."""
-        if not self._future.done():
-            self._future.set_result(None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
-import importlib
 import os
 import queue
 import random
@@ -15,6 +14,7 @@ import uuid
 from _thread import LockType, RLock, allocate_lock
 from typing import TYPE_CHECKING, Any
 
+from threadserve.call import request
 from threadserve.call.context import inheritance
 from threadserve.testing import lines, stand_ins
 from threadserve.testing.stand_ins import StandInLocal, StandInLock, StandInRLock, draws, here
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from threadserve.app.graph import Plan
 
 __all__ = ["Places", "install", "modules_of", "uninstall"]
-
-_handle = importlib.import_module("threadserve.handle")  # its request ids are drawn with a name bound early
 
 
 class Places:
@@ -106,7 +104,7 @@ _STAND_INS: list[tuple[Any, str, Any]] = [
     (threading.Thread, "is_alive", stand_ins.is_alive),
     (queue, "SimpleQueue", _simple_queue),
     (uuid, "uuid4", stand_ins.uuid4),
-    (_handle, "uuid4", stand_ins.uuid4),
+    (request, "identify", stand_ins.identify),
     (os, "urandom", stand_ins.urandom),
     (random, "_urandom", stand_ins.urandom),
     (random.Random, "seed", stand_ins.seed),

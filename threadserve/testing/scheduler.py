@@ -145,7 +145,7 @@ class SimulatedKernel:
         )
         self.records: Any = None  # of the requests, where somebody wants them; ``traces.Records``
         self.simulation: Any = None  # which this is the kernel of
-        self._user_locks = 0
+        self._user_locks = self._ids = 0
         self.errands: Service = Errands(self, "threadserve reaper")
         self.callbacks: Service = Callbacks(self, "threadserve callbacks")
 
@@ -163,6 +163,11 @@ class SimulatedKernel:
         """Return a number for a lock of the user's."""
         self._user_locks += 1
         return self._user_locks
+
+    def count_id(self) -> int:
+        """Return a number for what wants an id."""
+        self._ids += 1
+        return self._ids
 
     # ---- the kernel
 

@@ -21,6 +21,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from threadserve.concurrency import ids
 from threadserve.concurrency.outcome import capture
 from threadserve.concurrency.real import kernel_here
 from threadserve.concurrency.threads import user_line
@@ -373,6 +374,19 @@ def uuid4() -> uuid.UUID:
     """Be ``uuid.uuid4``."""
     kernel = here()
     return _uuid4() if kernel is None else uuid.UUID(int=chance_of(kernel).getrandbits(128), version=4)
+
+
+_identify = ids.identify
+
+
+def identify(owner: ids.Identified) -> str:
+    """Be what gives requests their ids: in a simulation they count from its beginning."""
+    kernel = here()
+    if kernel is None:
+        return _identify(owner)
+    if owner._id is None:
+        owner._id = f"00000000-0000-4000-8000-{kernel.count_id():012x}"
+    return owner._id
 
 
 def urandom(size: int, /) -> bytes:
