@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from threadserve.app.application import Application, Binding
 from threadserve.app.config import DeploymentConfig
@@ -195,7 +195,7 @@ class Spy(DeploymentHandle[T_co]):
         router = _Tap(handle._router)
         self._book = router.book
         super().__init__(
-            router,
+            cast("Router", router),
             method_name=handle._method_name,
             stream=handle._stream,
             multiplexed_model_id=handle._model_id,
@@ -226,8 +226,5 @@ class _Tap:
         request.router = self._router
         self._router.assign(request)
 
-    def watch(self) -> None:
-        self._router.watch()
-
-    def leave(self, request: Request) -> None:
-        self._router.leave(request)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)  # for what else a handle may ask; its requests ask the real one
