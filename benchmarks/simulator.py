@@ -41,7 +41,6 @@ WAYS = {
 }
 
 
-@serve.deployment
 class Add:
     def __call__(self, value: int) -> int:
         total = value
@@ -58,7 +57,9 @@ class Pass:
         return int(response.result()) + 1
 
 
-APP: Any = serve.deployment(Pass, name="first").bind(serve.deployment(Pass, name="second").bind(Add.bind()))
+APP: Any = serve.deployment(Pass, name="first").bind(
+    serve.deployment(Pass, name="second").bind(serve.deployment(Add).bind())
+)
 
 
 def one_run() -> None:

@@ -68,7 +68,7 @@ def test_a_trace_can_be_looked_at_afterwards() -> None:
 def trace(*steps: tuple[str, str, int]) -> Trace:
     return Trace(
         [
-            Step(at, 0.0, thread, verb, "app/D", "m", number, None)
+            Step(at, 0.0, thread, verb, "app/D", "m", number, None, thread.partition(" ")[0])
             for at, (thread, verb, number) in enumerate(steps)
         ]
     )

@@ -243,7 +243,7 @@ COUNTER = Counter.bind(Store.bind())
         result = suite(
             self.RACE
             + """
-@settings(database=None)
+@settings(database=None, max_examples=500, deadline=None)
 @given(st.lists(st.integers(1, 9)))
 def test_it(simulated_app, amounts):
     with simulated_app(COUNTER) as handle:
@@ -253,7 +253,7 @@ def test_it(simulated_app, amounts):
 """
         )
         result.assert_outcomes(failed=1)
-        for line in ("*schedule: [[][]]", "*amounts=[[]1, 1[]]*"):
+        for line in ("*schedule: [[]*[]]", "*amounts=[[]1, 1[]]*"):
             result.stdout.fnmatch_lines([line])
 
     def test_many_schedules_are_explored_and_the_one_that_fails_is_named(self, suite: Suite) -> None:

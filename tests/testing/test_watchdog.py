@@ -38,7 +38,7 @@ Busy = serve.deployment(name="Busy", inline=False)(_Busy)
 over: list[bool] = []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(watchdog, "PATIENCE_S", 0.05)
     over.clear()
@@ -47,6 +47,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.timing
+@pytest.mark.usefixtures("impatient")
 class TestAThreadThat:
     def test_waits_for_something_real_fails_the_run_with_its_stack(self) -> None:
         before, real = alive(), threading.Lock()

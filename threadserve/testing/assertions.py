@@ -54,7 +54,7 @@ def assert_max_concurrency(
     where: dict[int | None, str] = {}
     for step in _steps(deployment, trace):
         if step.operation == "begins":
-            group = where[step.request] = _replica(step) if per_replica else step.deployment
+            group = where[step.request] = step.replica if per_replica else step.deployment
             bodies = under_way.setdefault(group, set())
             bodies.add(step.request)
             if len(bodies) > limit:
@@ -81,7 +81,7 @@ def assert_order(deployment: str, *, per_replica: bool = False, trace: Trace | N
         if step.operation == "calls":
             made[step.request] = step.step
         elif step.operation == "begins":
-            group = _replica(step) if per_replica else step.deployment
+            group = step.replica if per_replica else step.deployment
             before = last.get(group)
             if before is not None and made.get(before.request, 0) > made.get(step.request, 0):
                 raise AssertionError(
@@ -103,8 +103,3 @@ def _steps(deployment: str, trace: Trace | None) -> Iterator[Step]:
             yield step
     if not found:
         raise AssertionError(f"the trace has no calls of {deployment!r}")
-
-
-def _replica(step: Step) -> str:
-    """Return the replica whose thread did it: ``app/Model#0`` of ``app/Model#0 worker 1``."""
-    return step.thread.partition(" ")[0]

@@ -77,15 +77,17 @@ class Random:
 class _RandomSchedule:
     def __init__(self, seed: int) -> None:
         chance = Chance(seed)
-        self.draw = self._below = chance.below
-        self._inertia = (0, 1, 3, 9)[chance.below(4)]  # how much the one that runs is preferred
+        self.draw = below = chance.below
+        more = 1 + (0, 1, 3, 9)[below(4)]  # how much the one that runs is preferred
 
-    def choose(self, current: int | None, others: Sequence[int]) -> int:
-        count = len(others)
-        if current is None:
-            return self._below(count)
-        pick = self._below(count + 1 + self._inertia)
-        return pick + 1 if pick < count else 0
+        def choose(current: int | None, others: Sequence[int]) -> int:
+            count = len(others)
+            if current is None:
+                return below(count)
+            pick = below(count + more)
+            return pick + 1 if pick < count else 0
+
+        self.choose = choose
 
 
 class PCT:
@@ -192,7 +194,8 @@ class _Recited:
         self._rest = iter(choices)
 
     def choose(self, current: int | None, others: Sequence[int]) -> int:
-        return next(self._rest, 0) % (len(others) + (current is not None))
+        pick = next(self._rest, 0)
+        return pick % (len(others) + (current is not None)) if pick else 0
 
     def draw(self, limit: int) -> int:
         return next(self._rest, 0) % limit

@@ -10,15 +10,20 @@ choose who goes on, perhaps itself. Switch points are: before a lock is taken an
 before a wait, before and after ``waiter.set``, after a thread or a timer was started, before a timer is
 cancelled or a thread joined, and each turn of an event loop. A thread that has to wait is *parked* until
 another one makes it runnable. When nobody can run, the clock jumps to the next timeout or timer; when there
-is none, the run is stuck and fails with every thread's stack. Some seeds switch at most switch points, others
-rarely: races differ in how long one thread must go on alone. Timers ring on a thread, as they do in the real
-kernel, so what they call may take locks. This file begins and ends a run; ``turns.py`` says who goes on,
-``primitives.py`` is what they wait with, and ``loops.py`` is asyncio on that ground.
+is none (or only the runtime's own look-outs set theirs again and again), the run is stuck and fails with every
+thread's stack. Timers ring on a thread, as they do in the real kernel, so what they call may take locks. This file
+begins and ends a run; ``turns.py`` says who goes on, as a schedule of ``choices.py`` has it, ``primitives.py`` is what
+they wait with, ``loops.py`` is asyncio on that ground, and ``crew.py`` keeps the real threads for the next run.
+
+``simulator.py`` makes it whole: the runtime and the test itself run on it, ``control.py`` puts the stand-ins of
+``stand_ins.py`` in the places of what user code waits, tells the time and draws with, ``lines.py`` makes every line a
+switch point where that is wanted, ``traces.py`` tells what happened, ``watchdog.py`` finds who blocks on something
+real, ``search.py`` looks for a schedule that fails, and ``reproduction.py`` writes it down.
 
 How it ends. Once ``main`` has returned, the others go on until all are parked; the clock stands still
 meanwhile. What is parked then (workers, loops, a timer in the future) is ended: its wait raises a private
-BaseException, its ``finally`` clauses run, one thread after the other, and it is joined. The same happens
-when the run fails. No thread outlives ``run``; one that resists is named in an error after a bounded time.
+BaseException, and its ``finally`` clauses run, one thread after the other. The same happens when the run fails. No
+simulated thread outlives ``run``; one that resists is named in an error after a bounded time.
 
 Guarantees.
 
@@ -33,16 +38,17 @@ Guarantees.
 * Ctrl-C ends the run in order and comes out of ``run`` as KeyboardInterrupt. A thread that does not come to a
   switch point makes a second one necessary.
 
-Assumptions. All waiting is the kernel's: a thread that blocks on something real (``time.sleep``, a socket, a
-lock of ``threading``) blocks the whole run. Code between two switch points is not interleaved: a plain ``x +=
-1`` is never torn. A loop that spins until the clock has moved spins until ``max_steps``. The code under test
-has no chance of its own: no ``random``, no iteration over sets of objects that hash by their address.
+Assumptions. All waiting is the kernel's, or that of a stand-in: a thread that blocks on something real (a socket, a
+C lock that was made before) blocks the whole run, and the watchdog fails it. Code between two switch points is not
+interleaved: at operation grain a plain ``x += 1`` is never torn. A loop that spins until the clock has moved spins
+until ``max_steps``. Nothing iterates over sets of objects that hash by their address; what ``datetime.now()`` says, and
+what other libraries keep in locals of real threads, differs from run to run.
 
 What was rejected. Generators or greenlets instead of threads: the code under test would be another one. A
-switch point on every line: a hundred times slower. Waking all who wait for a lock and letting them compete:
-the same orders in more steps. ``random.Random`` for the choices: its methods may draw differently in another
-version. A lock around the scheduler's own state: only the holder of the baton touches it, and a finalizer
-would deadlock.
+switch point on every line by default: two to three times slower, and traces to match. Waking all who wait for
+a lock and letting them compete: the same orders in more steps. ``random.Random`` for the choices: its methods
+may draw differently in another version. A lock around the scheduler's own state: only the holder of the baton
+touches it, and a finalizer would deadlock.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import heapq
 import math
+import os.path
 import sys
 import threading
 import traceback
 from _thread import allocate_lock, get_ident
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from threadserve.call.request import CURRENT
@@ -44,7 +44,7 @@ _GLANCE_S = 0.1  # real time after which a Ctrl-C that was overlooked is noticed
 _IDLE_JUMPS = (
     64  # how often the clock jumps for nothing but the runtime's own look-outs before a run is stuck
 )
-_FOLDER = Path(__file__).parent
+_FOLDER = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared with many file names
 
 LAST_STEPS = 10_000
 """What a thread may do while it ends before its every step raises."""
@@ -149,9 +149,10 @@ class Turns:
     def give_way(self, me: SimulatedThread) -> None:
         """Let the schedule say whether `me` or another one goes on: a switch point at which there is something to decide."""
         if self.steps <= self.limit:
-            chosen = self._choose_with(me)
-            if chosen is not me:
-                self._pass_on(me, chosen)
+            pick = self._choose_next(me.number, self._numbers)  # as in _choose_with, without the call
+            self.choices.append(pick)
+            if pick:
+                self._pass_on(me, self._change(me, pick))
             return
         if not self.is_ending:
             self._pass_on(me, self._choose(me))
@@ -268,8 +269,10 @@ class Turns:
         """Decide whether `me` or another one goes on."""
         pick = self._choose_next(me.number, self._numbers)
         self.choices.append(pick)
-        if not pick:
-            return me
+        return self._change(me, pick) if pick else me
+
+    def _change(self, me: SimulatedThread, pick: int) -> SimulatedThread:
+        """Put `me` in the place of the one that was picked."""
         chosen = self._take(pick - 1)
         self.runnable.append(me)
         self._numbers.append(me.number)
@@ -365,7 +368,7 @@ class Turns:
         """Let the stacks, as they are told, begin with the function that calls into this room."""
         frame: FrameType | None = sys._getframe()
         while frame is not None:
-            if frame.f_code is not capture.__code__ and Path(frame.f_code.co_filename).parent != _FOLDER:
+            if frame.f_code is not capture.__code__ and not frame.f_code.co_filename.startswith(_FOLDER):
                 self.outermost.add(frame.f_code)
                 return
             frame = frame.f_back
@@ -470,7 +473,7 @@ def told_stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
     frames: list[tuple[FrameType, int]] = []
     while frame is not None:
         code = frame.f_code
-        if code is not capture.__code__ and Path(code.co_filename).parent != _FOLDER:
+        if code is not capture.__code__ and not code.co_filename.startswith(_FOLDER):
             frames.append((frame, frame.f_lineno))
         if code in outermost:
             break

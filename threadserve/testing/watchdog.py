@@ -34,10 +34,11 @@ _is_running = False  # guarded by _lock
 class _Look:
     """What was last seen of a run."""
 
-    __slots__ = ("moved", "place", "since", "steps")
+    __slots__ = ("glances", "moved", "place", "since", "steps")
 
     def __init__(self) -> None:
         self.steps = -1
+        self.glances = 0  # that have found it in one place: on a busy machine those come late as well
         self.place: object = None
         self.since = self.moved = _now()
 
@@ -84,11 +85,13 @@ def _glance(turns: Turns, look: _Look) -> None:
     place = None if frame is None else (id(frame), frame.f_lasti)
     del frame
     if turns.steps != look.steps:
-        look.steps, look.place, look.since, look.moved = turns.steps, place, now, now
+        look.steps, look.place, look.since, look.moved, look.glances = turns.steps, place, now, now, 0
         return
+    look.glances += 1
     if place != look.place:
-        look.place, look.moved = place, now
-    has_stayed, is_lost = now - look.moved >= PATIENCE_S, now - look.since >= 10 * PATIENCE_S
+        look.place, look.moved, look.glances = place, now, 0
+    has_stayed = look.glances >= _GLANCES and now - look.moved >= PATIENCE_S
+    is_lost = now - look.since >= 10 * PATIENCE_S
     if not (has_stayed or is_lost):
         return
     turns.fail(
