@@ -84,7 +84,8 @@ SIMULATED_KERNEL = (
     "testing.scheduler", "testing.turns", "testing.primitives", "testing.loops",
     "testing.crew", "testing.watchdog", "testing.stand_ins", "testing.control", "testing.lines",
 )  # fmt: skip
-MAY_WAIT = ("concurrency", *SIMULATED_KERNEL)
+WATCHES_TESTS = ("testing.census", "testing.plugin")
+MAY_WAIT = ("concurrency", *SIMULATED_KERNEL, *WATCHES_TESTS)
 MAY_NAME_FUTURES = ("concurrency.future", "futures", "errors", "testing.loops", "testing.control")
 MAY_NAME_ASYNCIO = ("call", "replica", "http")
 HARMLESS_IN_ASYNCIO = {"asyncio", "asyncio.get_running_loop"} | {

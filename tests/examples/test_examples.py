@@ -64,6 +64,16 @@ def test_tasks_and_actors() -> None:
     ]
 
 
+@pytest.mark.slow
+def test_property_tests() -> None:
+    told = run("property_tests")
+
+    assert "amounts=[1, 1]" in told
+    assert "sequenceDiagram" in told
+    assert told.count("->>p1: deposit") == 2
+    assert told.endswith("With one call at a time, nothing is lost.\n")
+
+
 @contextmanager
 def serving() -> Iterator[str]:
     """Serve hello.py as its docstring says, and yield the address."""

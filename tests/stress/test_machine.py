@@ -1,20 +1,17 @@
 """Anything, in any order: calls, streams, chains, cancellations, deadlines, deaths, redeploys, deletions, shutdowns.
 
-The machine is Hypothesis's, the world is the simulator's: it runs in a thread of its own, does one deed at a time as
-its main thread, and then lets everybody go on until all wait. What must hold is asked for in that stillness,
-so nothing here waits and hopes.
+The machine is Hypothesis's, the world is the one of ``threadserve.testing.machine``: it does one deed at a time and then
+lets everybody go on until all wait. What must hold is asked for in that stillness, so nothing here waits and hopes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import queue
-import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,17 +31,17 @@ from tests.runtime.test_deadlock import Stage
 from threadserve import errors
 from threadserve.app.graph import build
 from threadserve.call.request import ANSWERED, Request
-from threadserve.concurrency.outcome import Outcome, capture
+from threadserve.concurrency.outcome import capture
 from threadserve.runtime.controller import Controller
-from threadserve.testing.scheduler import SimulatedKernel
+from threadserve.testing.machine import World
+from threadserve.testing.simulator import simulation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
+    from threadserve.concurrency.outcome import Outcome
     from threadserve.handle import DeploymentHandle
     from threadserve.router.router import Router
-
-R = TypeVar("R")
 
 APPS = ("front", "back")
 LIVES_ON = {"main", "threadserve timer", "threadserve reaper", "threadserve callbacks"}
@@ -61,44 +58,6 @@ EXPECTED = (
 
 class UserError(Exception):
     """What bodies raise."""
-
-
-# ---- a world to do deeds in
-
-
-class World:
-    """A simulation that is done one deed at a time, from a thread outside of it."""
-
-    def __init__(self, seed: int) -> None:
-        self.kernel = SimulatedKernel(seed)
-        self._deeds: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self.is_alive = True
-        self._thread = threading.Thread(target=self._run, name="world")
-        self._thread.start()
-
-    def do(self, deed: Callable[[], R]) -> R:
-        """Do `deed` as the simulation's main thread, let everybody come to rest, and return what it returned."""
-        assert self.is_alive, "the world has come to its end before"
-        self._deeds.put(deed)
-        return self._outcomes.get().unwrap()  # type: ignore[no-any-return]
-
-    def end(self) -> None:
-        self._deeds.put(None)
-        self._thread.join()
-        self._outcomes.get().unwrap()
-
-    def _run(self) -> None:
-        outcome = capture(self.kernel.run, self._live)
-        self.is_alive = False
-        self._outcomes.put(outcome)
-
-    def _live(self) -> None:
-        while (deed := self._deeds.get()) is not None:
-            outcome = capture(deed)
-            self.kernel.waiter().wait(1e-3)  # the clock moves when nobody can run
-            self._outcomes.put(outcome)
-            del deed
 
 
 # ---- what is called
@@ -262,9 +221,10 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 1000), replicas=st.integers(1, 2), limit=st.integers(1, 2))
     def begin(self, seed: int, replicas: int, limit: int) -> None:
-        self.world = World(seed)
+        self.world = World(simulation(seed=seed))
+        self.kernel = self.world.simulation._kernel
         self.replicas, self.limit = replicas, limit
-        self.books = Books(self.world.do(lambda: Stage(self.world.kernel)))
+        self.books = Books(self.world.do(lambda: Stage(self.kernel)))
         self.stoppers: list[Any] = []
         self.routers: list[Router] = []
         for app in APPS:
@@ -312,7 +272,7 @@ class Machine(RuleBasedStateMachine):
         for router in self.routers:
             assert_nothing_left(router)
             assert router.statistics().replicas == router.statistics().workers == 0
-        left = {thread.name for thread in self.world.kernel._turns.threads if not thread.is_done} - LIVES_ON
+        left = {thread.name for thread in self.kernel.turns.threads if not thread.is_done} - LIVES_ON
         assert left == set(), "threads are left"
         assert books.finalized == books.constructed
 
@@ -385,7 +345,7 @@ class Machine(RuleBasedStateMachine):
             self.books.stream(task, where, timeout_s)
             if is_read:
                 read = partial(capture, list, task.answer)
-                self.stoppers.append(self.world.kernel.spawn("reader", read))
+                self.stoppers.append(self.kernel.spawn("reader", read))
 
         self.world.do(begin)
 
@@ -439,7 +399,7 @@ class Machine(RuleBasedStateMachine):
         self.changed.add(app)
 
         def begin() -> None:
-            stopper = self.world.kernel.spawn(deed, work)
+            stopper = self.kernel.spawn(deed, work)
             self.stoppers.append(stopper)
             if is_waited_for:
                 stopper.join()
@@ -457,7 +417,7 @@ class Machine(RuleBasedStateMachine):
             assert not any(
                 statistics.replicas for statistics in (router.statistics() for router in self.routers)
             )
-            self.books.stage.controller = Controller(self.world.kernel)
+            self.books.stage.controller = Controller(self.kernel)
             for app in APPS:
                 self._deploy(app)
 

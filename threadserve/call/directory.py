@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "refuse_after_fork", "register"]
+__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "refuse_after_fork", "register", "registered"]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[Kernel | None, str, str], Router] = (
@@ -53,6 +53,14 @@ class Unmanned:
     def visit(self, request: Request) -> bool:
         """There is nothing to run."""
         return False
+
+
+def registered(app: str | None = None) -> list[Router]:
+    """Return the routers of an app, or of all apps, that are in use, ordered by name."""
+    kernel = kernel_here()
+    with _lock:
+        found = [router for key, router in _routers.items() if key[0] is kernel and app in (None, router.app)]
+    return sorted(found, key=lambda router: router.name)
 
 
 class Absent(Unmanned):

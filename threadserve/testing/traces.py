@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from threadserve.call.context import REPLICA
 from threadserve.call.request import ANSWERED, CURRENT, Request
 from threadserve.replica.target import Target
 from threadserve.testing.stand_ins import here
@@ -44,6 +45,8 @@ class Step(NamedTuple):
     """Which request, in the order in which they were made, from 1; None for what is about no request."""
     caller: int | None
     """For "calls": on behalf of which request; None for plain code."""
+    replica: str = ""
+    """For "begins": in which replica, as "app/deployment#0"; whoever waits for a call may lend it his thread."""
 
     @property
     def is_of_request(self) -> bool:
@@ -163,6 +166,7 @@ class Records:
                     facts.method,
                     request,
                     caller,
+                    what.replica if isinstance(what, _Begun) else "",
                 )
             else:
                 yield Step(number, time, thread, operation(verb, what), "", "", None, None)
@@ -174,6 +178,16 @@ class _Made(NamedTuple):
     deployment: str
     method: str
     caller: int  # the identity of the request on whose behalf it was made
+
+    @property
+    def label(self) -> str:
+        return ""
+
+
+class _Begun(NamedTuple):
+    """What is noted of a body."""
+
+    replica: str
 
     @property
     def label(self) -> str:
@@ -211,7 +225,9 @@ def _around_lookup(lookup: Callable[..., Any]) -> Callable[..., Any]:
     def begun(self: Target, request: Request) -> Any:
         kernel = here()
         if kernel is not None and kernel.records is not None:
-            kernel.records.note(request, "begins", "")
+            replica = REPLICA.get(None)
+            rank = "" if replica is None else f"#{replica.rank.rank}"
+            kernel.records.note(request, "begins", _Begun(f"{request.router.name}{rank}"))
         return lookup(self, request)
 
     return begun
