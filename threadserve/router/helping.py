@@ -4,8 +4,9 @@ Which requests. One that nobody has begun to run and that stands at the head of 
 claimed as a worker would claim it, in the same order, within the same limits, and its body runs in the same context.
 An older request that the same thread has sent goes first, where the deployment has one slot: it has to end before.
 Where there are more, it only has to begin before, and might wait for what the thread does next; so then, and where
-somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by helping those, and theirs: by a path,
-never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
+somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by
+helping those, and theirs: by a path, never by recursion, so that a chain of 10,000 idle stages runs on the waiting
+thread.
 
 Which not. Coroutines belong to their loop; the producer of a stream may have to wait for its reader, who would be the
 same thread; under a timeout or a deadline nobody could end the wait in time; and ``inline=False`` keeps a deployment
@@ -49,13 +50,10 @@ def help_inputs(request: Request, waiting: Request | None) -> None:
         if state is ANSWERED:
             path.pop()
         elif state is QUEUED:
-            path[-1] = (at, iter(()))  # its arguments are its body's from here
-            del inputs
             if not at.router.run_here(at, waiting):
                 return
         elif state is WAITING and at.deadline == inf and (upstream := next(inputs, None)) is not None:
             path.append((upstream, unanswered(upstream)))
-            del upstream
         else:  # it runs elsewhere, or is about to be queued by whoever brought its last input
             return
 

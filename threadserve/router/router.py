@@ -331,7 +331,9 @@ class Router:
         try:
             run_claimed(seat, claimed, waiting, self._ended_elsewhere)
         except BaseException as error:
-            if claimed in seat.running:  # no room was left on the stack, or a signal handler of the user's raised
+            if (
+                claimed in seat.running
+            ):  # no room was left on the stack, or a signal handler of the user's raised
                 self.kernel.errands.post(partial(self._lost, seat, claimed, type(error).__name__))
             raise
         return True
@@ -361,9 +363,10 @@ class Router:
 
     def _claim(self, seat: Seat) -> Request:
         """Take the head of the queue and a slot of `seat`."""
-        request = self._queue.popleft()
+        request = self._queue[0]
+        self._seats.take(seat, request)  # first: where the stack has no room for it, nothing has happened
+        self._queue.popleft()
         self._queued -= 1
-        self._seats.take(seat, request)
         request.state = RUNNING
         if request.deadline != inf:
             request.started = self.kernel.now()
