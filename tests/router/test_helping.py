@@ -35,7 +35,6 @@ from tests.doubles import (
 )
 from threadserve.call.blocking import DEPTH
 from threadserve.call.request import QUEUED, RUNNING
-from threadserve.concurrency.real import RealKernel
 from threadserve.errors import (
     BackPressureError,
     Cancelled,
@@ -348,7 +347,7 @@ class TestOrder:
 
                 def noted(seat: Any) -> Any:
                     request = claim(seat)
-                    taken.append(request.args[1])
+                    taken.append((request.args or ())[1])
                     takers.add(get_ident() == main)
                     return request
 
@@ -976,7 +975,7 @@ class TestLongChains:
             with unattended(kernel, Doer) as doer:
                 do = doer.handle.do
                 first = do.remote(lambda: (second.cancel(), ran.append("first")))
-                second = do.remote(lambda _: ran.append("second"), first)
+                second: DeploymentResponse[None] = do.remote(lambda _: ran.append("second"), first)
                 third = do.remote(lambda _: ran.append("third"), second)
 
                 with pytest.raises(RequestCancelledError):
