@@ -35,6 +35,7 @@ from tests.doubles import (
 )
 from threadserve.call.blocking import DEPTH
 from threadserve.call.request import QUEUED, RUNNING
+from threadserve.concurrency.outcome import Value
 from threadserve.errors import (
     BackPressureError,
     Cancelled,
@@ -1240,6 +1241,17 @@ def test_a_thread_that_could_not_see_to_the_end_of_a_call_has_it_answered_all_th
         assert isinstance(response.exception(timeout_s=20), ReplicaDiedError)
         assert "OSError" in str(response.exception())
         assert doer.handle.do.remote(add_one, 1).result() == 2
+
+
+def test_a_call_that_is_ended_twice_gives_its_slot_back_once() -> None:
+    with unattended(LateWorkers(), Doer, max_ongoing_requests=1) as doer:
+        response = doer.handle.do.remote(add_one, 1)
+        assert response.result() == 2
+
+        doer.router._ended_elsewhere(doer.pool.seats[0], request_behind(response), Value("again"))
+
+        assert response.result() == 2
+        check_invariants(doer.router)
 
 
 def test_only_what_runs_a_body_is_the_border_between_two_on_a_stack() -> None:

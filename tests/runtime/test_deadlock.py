@@ -940,6 +940,30 @@ class TestHelpedBodies:
 
         play_late(story)
 
+    def test_no_alarm_while_only_a_thread_beside_the_body_is_held(self) -> None:
+        """It waits for the body's slot; the body does not wait for it."""
+
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+            seen: list[Any] = []
+
+            def begin() -> str:
+                stage.in_a_thread(lambda: seen.append(above.do.remote(go_on).exception()))
+                stage.sleep(30)
+                return "done"
+
+            def go_on() -> Any:
+                return below.do.remote(nothing).result()
+
+            stage.kernel.call_at(40.0, stage.let_workers_come)
+
+            assert below.do.remote(begin).result() == "done"
+            stage.sleep(60)
+            # a child of a body that has returned is nobody's child, and its wait has ended like any other
+            assert seen == [None]
+
+        play_late(story)
+
     def test_no_alarm_for_a_recursion_with_as_many_slots_as_bodies(self) -> None:
         def story(stage: Late) -> None:
             deep = stage.deploy(slots=6)

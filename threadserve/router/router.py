@@ -473,6 +473,10 @@ class Router:
     def _ended_elsewhere(self, seat: Seat, request: Request, outcome: Outcome) -> None:
         """Be told that a request has ended which no worker ran: the replica's loop did, or a thread that waited."""
         with self.lock:
+            if (
+                request not in seat.running
+            ):  # a signal handler of the user's has raised, and it was ended twice
+                return
             drained = self._release(seat, request)
             news = request.end(outcome)
             effects = self._pump() if self._queued else _NOTHING
@@ -484,9 +488,8 @@ class Router:
             drained.set()
 
     def _lost(self, seat: Seat, request: Request, reason: str) -> None:
-        """Be told that a thread that ran a request could not see to its end."""
-        if request in seat.running:
-            self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
+        """Be told that a thread that ran a request could perhaps not see to its end."""
+        self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 
