@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadserve.app.config import DeploymentConfig
 from threadserve.app.graph import PlannedDeployment
 from threadserve.call.request import ANSWERED, CURRENT, QUEUED, Request
+from threadserve.concurrency.real import RealKernel
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Limits, Router
 from threadserve.runtime.pool import Pool
+from threadserve.testing.scheduler import SimulatedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from threadserve.call.response import DeploymentResponse
     from threadserve.call.stream import DeploymentResponseGenerator
-    from threadserve.concurrency.kernel import Kernel
+    from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
     from threadserve.concurrency.outcome import Outcome
     from threadserve.router.seats import Seat
-    from threadserve.testing.scheduler import SimulatedKernel
+    from threadserve.testing.turns import SimulatedThread
 
 R = TypeVar("R")
 
@@ -87,6 +89,56 @@ def deployed(kernel: Kernel, target: Any, *args: Any, **options: Any) -> Iterato
         deployment.take_down()
     check_invariants(deployment.router)
     assert_nothing_left(deployment.router)
+
+
+# ---- kernels whose workers are late, so that whoever waits for a call is the first to come to it
+
+
+class LateWorkers(RealKernel):
+    """Real threads; the workers of replicas begin when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gate = threading.Event()
+
+    def spawn(self, name: str, fn: Callable[[], object]) -> Thread:
+        return super().spawn(name, (lambda: self._gate.wait() and fn()) if " worker " in name else fn)
+
+    def let_workers_come(self) -> None:
+        self._gate.set()
+
+
+class LateSimulation(SimulatedKernel):
+    """A simulation; the workers of replicas begin when they are let, or only those of the deployment `of`."""
+
+    def __init__(self, seed: int = 0, *, of: str = "") -> None:
+        super().__init__(seed)
+        self._late = f"{of}#" if of else " worker "
+        self._gates: list[WaiterLike] | None = []
+
+    def spawn(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
+        if self._gates is not None and self._late in name and " worker " in name:
+            gate = self.waiter()
+            self._gates.append(gate)
+            return super().spawn(name, lambda: gate.wait() and fn())
+        return super().spawn(name, fn)
+
+    def let_workers_come(self) -> None:
+        gates, self._gates = self._gates, None
+        for gate in gates or ():
+            gate.set()
+
+
+@contextmanager
+def unattended(
+    kernel: LateWorkers | LateSimulation, target: Any, *args: Any, **options: Any
+) -> Iterator[Deployed]:
+    """Run `target` for the length of a ``with`` block, on whose threads nobody comes before its end or ``let_workers_come``."""
+    with deployed(kernel, target, *args, **options) as deployment:
+        try:
+            yield deployment
+        finally:
+            kernel.let_workers_come()
 
 
 # ---- a router whose replica starts nothing: the test itself is whoever runs the bodies

@@ -13,11 +13,13 @@ import pickle
 import threading
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import threadserve as serve
+from tests.doubles import LateSimulation
 from threadserve import futures
 from threadserve.app.graph import build
 from threadserve.errors import DeadlockError, DeploymentUnavailableError, RequestTimeoutError
@@ -727,6 +729,278 @@ class TestVictim:
             assert [answer.result() for answer in bystanders] == ["nothing"] * 20
 
         play(story)
+
+
+# ---- bodies on one stack
+
+
+class Late(Stage):
+    """A stage on which the workers of all, or of some, come late: who waits for a call runs it."""
+
+    def __init__(self, kernel: LateSimulation) -> None:
+        super().__init__(kernel)
+        self.let_workers_come = kernel.let_workers_come
+
+
+def play_late(story: Callable[[Late], object], seeds: int = 10, *, of: str = "") -> None:
+    """Play a story in which the workers of the deployment `of`, or all, come when they are let, or after it."""
+
+    def run(kernel: LateSimulation) -> None:
+        stage = Late(kernel)
+        try:
+            story(stage)
+        finally:
+            kernel.let_workers_come()
+        stage.controller.shutdown()
+
+    for seed in range(seeds):
+        kernel = LateSimulation(seed, of=of)
+        kernel.run(partial(run, kernel))
+
+
+def line(deed: Callable[..., Any], offset: int = 1) -> str:
+    return f"{__file__}:{deed.__code__.co_firstlineno + offset}"
+
+
+class TestHelpedBodies:
+    """A body that waits for a call may run it: then it waits for a body that is on the same stack."""
+
+    @pytest.fixture(autouse=True)
+    def nobody_helps(self) -> None:
+        """Here they do, whatever THREADSERVE_INLINE says."""
+
+    @pytest.mark.parametrize("where", ["on the thread of a plain caller", "on a worker"])
+    def test_one_that_needs_the_slot_of_the_one_below_it(self, where: str) -> None:
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+
+            def begin() -> Any:
+                threads.append(threading.get_ident())
+                return above.do.remote(go_on).result()
+
+            def go_on() -> Any:
+                threads.append(threading.get_ident())
+                return below.do.remote(nothing).result()
+
+            threads: list[int] = []
+            answer = below.do.remote(begin)
+            error = answer.exception(timeout_s=None if "plain" in where else 60)
+
+            assert len(set(threads)) == 1
+            assert (threads[0] == threading.get_ident()) is ("plain" in where)
+            assert isinstance(error, DeadlockError)
+            assert error.deployment == "above/above"
+            told = str(error).splitlines()
+            assert [text.strip() for text in told[1:3]] == [
+                f"above/above.do (request {answer.request_id}) holds a slot and waits for below/below.do at {line(go_on, 2)}",
+                f"below/below.do (request {answer.request_id}) holds a slot and waits for above/above.do at {line(begin, 2)}",
+            ]
+            assert stage.kernel.now() < SOON
+            assert below.do.remote(nothing).result() == "nothing"
+
+        play_late(story, of="" if "plain" in where else "above")
+
+    def test_many_on_one_stack_each_with_its_line(self) -> None:
+        def story(stage: Late) -> None:
+            handles = [stage.deploy(f"stage {number}") for number in range(6)]
+
+            def one() -> Any:
+                return handles[1].do.remote(two).result()
+
+            def two() -> Any:
+                return handles[2].do.remote(three).result()
+
+            def three() -> Any:
+                return handles[3].do.remote(four).result()
+
+            def four() -> Any:
+                return handles[4].do.remote(five).result()
+
+            def five() -> Any:
+                return handles[0].do.remote(nothing).result()
+
+            error = handles[0].do.remote(one).exception()
+
+            assert isinstance(error, DeadlockError)
+            for deed in (one, two, three, four, five):
+                assert str(error).count(line(deed)) == 1
+
+        play_late(story)
+
+    def test_of_two_threads_that_hold_each_other(self) -> None:
+        def story(stage: Late) -> None:
+            left, right, over = stage.deploy("left"), stage.deploy("right"), stage.deploy("over", slots=2)
+            inside: list[str] = []
+
+            def stand(own: str, other: DeploymentHandle[Any]) -> Any:
+                return over.do.remote(reach, own, other).result()
+
+            def reach(own: str, other: DeploymentHandle[Any]) -> Any:
+                inside.append(own)
+                while len(inside) < 2:
+                    stage.sleep(0.01)
+                return other.do.remote(nothing).result()
+
+            stage.kernel.call_at(1.0, stage.let_workers_come)
+            errors: list[BaseException | None] = []
+            for own, other, name in ((left, right, "left"), (right, left, "right")):
+                call = own.do.remote(stand, name, other)
+                stage.in_a_thread(lambda call=call: errors.append(call.exception()))  # type: ignore[misc]
+            stage.sleep(5)
+
+            assert sorted(type(error).__name__ for error in errors) == ["DeadlockError", "NoneType"]
+            told = next(str(error) for error in errors if error is not None)
+            assert told.count(line(stand)) == told.count(line(reach, 4)) == 2
+
+        play_late(story)
+
+    def test_an_older_call_of_the_same_thread_that_is_stuck(self) -> None:
+        """It runs first, on the same stack, and needs the slot of the body that waits: that is told to the older one."""
+
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+            older: list[Any] = []
+
+            def begin() -> Any:
+                older.append(above.do.remote(need))
+                return above.do.remote(nothing).result()
+
+            def need() -> Any:
+                return below.do.remote(nothing).result()
+
+            assert below.do.remote(begin).result() == "nothing"
+
+            error = older[0].exception()
+            assert isinstance(error, DeadlockError)
+            assert line(begin, 2) in str(error)
+            assert line(need) in str(error)
+
+        play_late(story)
+
+    def test_an_argument_that_is_stuck(self) -> None:
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above", slots=2)
+
+            def begin() -> Any:
+                return above.do.remote(lambda value: value, above.do.remote(need)).result()
+
+            def need() -> Any:
+                return below.do.remote(nothing).result()
+
+            error = below.do.remote(begin).exception()
+
+            assert isinstance(error, DeadlockError)
+            assert line(begin) in str(error)
+            assert line(need) in str(error)
+
+        play_late(story)
+
+    def test_the_error_may_be_handled_on_any_floor(self) -> None:
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+
+            def begin() -> Any:
+                try:
+                    return above.do.remote(lambda: below.do.remote(nothing).result()).result()
+                except DeadlockError:
+                    return "another way"
+
+            assert below.do.remote(begin).result() == "another way"
+
+        play_late(story)
+
+    def test_no_alarm_while_the_one_on_top_can_go_on(self) -> None:
+        """Asleep; with a lock of the user's; before a slot that somebody is about to give back; after the one below was told."""
+
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+            busy = stage.deploy("busy")
+            stage.in_a_thread(lambda: busy.do.remote(stage.sleep, 30).result())
+            stage.sleep(0.01)
+
+            def sleeps() -> str:
+                stage.sleep(30)
+                return "slept"
+
+            def waits_for_a_slot() -> Any:
+                return busy.do.remote(nothing).result()
+
+            def has_a_timeout() -> str:
+                with pytest.raises(TimeoutError):
+                    below.do.remote(nothing).result(timeout_s=30)
+                return "gave up"
+
+            stage.kernel.call_at(1.0, stage.let_workers_come)
+            for deed, answer in (
+                (waits_for_a_slot, "nothing"),
+                (sleeps, "slept"),
+                (has_a_timeout, "gave up"),
+            ):
+                assert below.do.remote(lambda deed=deed: above.do.remote(deed).result()).result() == answer
+
+        play_late(story)
+
+    def test_no_alarm_while_only_a_thread_beside_the_body_is_held(self) -> None:
+        """It waits for the body's slot; the body does not wait for it."""
+
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+            seen: list[Any] = []
+
+            def begin() -> str:
+                stage.in_a_thread(lambda: seen.append(above.do.remote(go_on).exception()))
+                stage.sleep(30)
+                return "done"
+
+            def go_on() -> Any:
+                return below.do.remote(nothing).result()
+
+            stage.kernel.call_at(40.0, stage.let_workers_come)
+
+            assert below.do.remote(begin).result() == "done"
+            stage.sleep(60)
+            # a child of a body that has returned is nobody's child, and its wait has ended like any other
+            assert seen == [None]
+
+        play_late(story)
+
+    def test_no_alarm_for_a_recursion_with_as_many_slots_as_bodies(self) -> None:
+        def story(stage: Late) -> None:
+            deep = stage.deploy(slots=6)
+
+            def descend(depth: int) -> int:
+                stage.sleep(1)
+                return depth and deep.do.remote(descend, depth - 1).result() + 1
+
+            assert deep.do.remote(descend, 5).result() == 5
+            with pytest.raises(DeadlockError):
+                deep.do.remote(descend, 6).result()
+
+        play_late(story)
+
+    def test_no_alarm_for_a_body_whose_thread_runs_what_was_cancelled(self) -> None:
+        """The one on top has its answer; its body is on the way back, and then the one below goes on."""
+
+        def story(stage: Late) -> None:
+            below, above = stage.deploy("below"), stage.deploy("above")
+            calls: list[Any] = []
+
+            def begin() -> str:
+                calls.append(above.do.remote(go_on))
+                return type(calls[0].exception()).__name__
+
+            def go_on() -> None:
+                stage.in_a_thread(lambda: (stage.sleep(1), calls[0].cancel()))
+                stage.sleep(10)
+
+            stage.kernel.call_at(2.0, lambda: ahead.append(below.do.remote(nothing)))
+            ahead: list[Any] = []
+
+            assert below.do.remote(begin).result() == "RequestCancelledError"
+            assert stage.kernel.now() == 10
+            assert ahead[0].result() == "nothing"
+
+        play_late(story)
 
 
 # ---- what is none

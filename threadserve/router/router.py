@@ -357,9 +357,10 @@ class Router:
 
     def _claim(self, seat: Seat) -> Request:
         """Take the head of the queue and a slot of `seat`."""
-        request = self._queue.popleft()
+        request = self._queue[0]
+        self._seats.take(seat, request)  # first: where the stack has no room for it, nothing has happened
+        self._queue.popleft()
         self._queued -= 1
-        self._seats.take(seat, request)
         request.state = RUNNING
         if request.deadline != inf:
             request.started = self.kernel.now()
@@ -468,6 +469,10 @@ class Router:
     def _ended_elsewhere(self, seat: Seat, request: Request, outcome: Outcome) -> None:
         """Be told that a request has ended which no worker ran: the replica's loop did, or a thread that waited."""
         with self.lock:
+            if (
+                request not in seat.running
+            ):  # a signal handler of the user's has raised, and it was ended twice
+                return
             drained = self._release(seat, request)
             news = request.end(outcome)
             effects = self._pump() if self._queued else _NOTHING
@@ -479,9 +484,8 @@ class Router:
             drained.set()
 
     def _lost(self, seat: Seat, request: Request, reason: str) -> None:
-        """Be told that a thread that ran a request could not see to its end."""
-        if request in seat.running:
-            self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
+        """Be told that a thread that ran a request could perhaps not see to its end."""
+        self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 
