@@ -8,8 +8,9 @@ handle, or a timer that rings before it would have woken by itself. Files need n
 What code on the loop can notice is the thread: some of its steps run on a caller's. So it is done only where a
 deployment allows it, as with other bodies (``router/helping.py``).
 
-Two names of asyncio's that are not public are needed, ``_ready`` and ``_thread_id``; on a loop without them, in debug mode, and
-with a selector that cannot be changed while somebody waits on it, there are no guests.
+Some names of asyncio's that are not public are needed (``_NEEDED``); on a loop without them, in debug mode, and
+with a selector that cannot be changed while somebody waits on it, there are no guests. Neither is a thread one that
+handles an exception: what others raise meanwhile would get that as its context.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.threads import get_ident, is_main_thread
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
@@ -29,7 +30,19 @@ if TYPE_CHECKING:
 __all__ = ["Gate"]
 
 _PATIENCE = 64
-"""Handles that a guest runs before it looks whether it should leave the rest to the loop's own thread."""
+"""Handles that a guest runs before it leaves the rest to the loop's own thread."""
+
+_NEEDED = (
+    "_asyncgen_finalizer_hook",
+    "_asyncgen_firstiter_hook",
+    "_debug",
+    "_ready",
+    "_scheduled",
+    "_selector",
+    "_stopping",
+    "_thread_id",
+    "_write_to_self",
+)
 
 
 class Gate:
@@ -38,10 +51,11 @@ class Gate:
     Args:
         kernel: Makes the lock.
         loop: The loop; its selector is replaced by this.
-        on_wake: Called by the loop's own thread before and after it sleeps: it sees to what it may have been woken for.
+        on_wake: Called by the loop's own thread before and after it sleeps: it sees to what it may have been woken for,
+            and says whether there was anything.
     """
 
-    def __init__(self, kernel: Kernel, loop: Any, on_wake: Callable[[], None]) -> None:
+    def __init__(self, kernel: Kernel, loop: Any, on_wake: Callable[[], bool]) -> None:
         self._loop = loop
         self._selector = loop._selector
         self._on_wake = on_wake
@@ -58,24 +72,27 @@ class Gate:
         import asyncio
         import selectors
 
-        is_stock = isinstance(loop, asyncio.SelectorEventLoop) and hasattr(loop, "_ready")
+        is_stock = isinstance(loop, asyncio.SelectorEventLoop) and all(hasattr(loop, n) for n in _NEEDED)
         waits_on_a_copy = (
             selectors.SelectSelector,
             getattr(selectors, "PollSelector", selectors.SelectSelector),
         )
-        return is_stock and not isinstance(getattr(loop, "_selector", None), waits_on_a_copy)
+        return is_stock and not isinstance(loop._selector, waits_on_a_copy)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._selector, name)
 
     def select(self, timeout: float | None = None) -> list[Any]:
         """Wait for events as the loop's own thread; while it sleeps others may be the loop."""
-        self._on_wake()  # the wake-up for what has just come may have been spent on what came before it
-        if self._loop._ready or self._loop._stopping or (timeout is not None and timeout <= 0):
+        loop = self._loop
+        # The wake-up for what has just come may have been spent on what came before it. If something has, it may have
+        # set a timer that `timeout` knows nothing of.
+        has_worked = self._on_wake()
+        if has_worked or loop._ready or loop._stopping or (timeout is not None and timeout <= 0):
             events: list[Any] = self._selector.select(0)
         else:
             guests = self._guests
-            self._alarm = math.inf if timeout is None else self._loop.time() + timeout
+            self._alarm = loop._scheduled[0]._when if loop._scheduled else math.inf
             self._turn.release()
             try:
                 events = self._selector.select(timeout)
@@ -90,14 +107,14 @@ class Gate:
         """Be the loop until nothing is ready, or it is enough: True; False if somebody else is it. Any plain thread.
 
         Args:
-            first: Called as the loop before anything else; must not raise.
+            first: Called as the loop before anything else.
             is_enough: Asked between handles.
 
         Raises:
             KeyboardInterrupt: It struck while the user's code ran.
         """
         loop = self._loop
-        if loop.get_debug() or not self._turn.acquire(False):
+        if loop._debug or sys.exception() is not None or not self._turn.acquire(False):
             return False
         enter = sys.modules["asyncio.events"]._set_running_loop
         hooks = sys.get_asyncgen_hooks()
@@ -106,7 +123,7 @@ class Gate:
         sys.set_asyncgen_hooks(loop._asyncgen_firstiter_hook, loop._asyncgen_finalizer_hook)
         try:
             first()
-            _run(loop._ready, is_enough)
+            _run(loop, is_enough)
         finally:
             sys.set_asyncgen_hooks(*hooks)
             loop._thread_id = self._owner
@@ -120,14 +137,17 @@ class Gate:
         return True
 
 
-def _run(ready: Any, is_enough: Callable[[], bool]) -> None:
+def _run(loop: Any, is_enough: Callable[[], bool]) -> None:
+    ready = loop._ready
     for _ in range(_PATIENCE):
-        if not ready or is_enough():
+        if not ready or loop._debug or is_enough():
             return
         handle = ready.popleft()
         if handle._cancelled:
             continue
         try:
             handle._run()
-        except SystemExit:  # as on the loop's own thread: not the end of the others
-            log_failure()
+        except (SystemExit, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and is_main_thread():
+                raise  # Ctrl-C, which is the guest's
+            log_failure()  # as on the loop's own thread: not the end of the others

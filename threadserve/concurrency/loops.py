@@ -47,6 +47,7 @@ class LoopThread:
         self._inbox: deque[Callable[[], object]] = deque()  # guarded by _lock
         self._is_woken = False  # guarded by _lock: the loop will look at the inbox
         self._is_stopping = False  # guarded by _lock
+        self._is_over = False  # all that was submitted has been done; written and read by whoever is the loop
         self._thread: Thread | None = None  # guarded by _lock
         self._gate: Gate | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -104,8 +105,9 @@ class LoopThread:
 
         tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
         waiting = [f"  {task.get_name()} at {where}" for task in tasks if (where := stack_of_task(task))]
+        at_work = getattr(loop, "_thread_id", None)  # a guest, perhaps
         return "\n".join(
-            [stack_text(thread.ident), *(["with the tasks", *sorted(waiting)] if waiting else [])]
+            [stack_text(at_work or thread.ident), *(["with the tasks", *sorted(waiting)] if waiting else [])]
         )
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -129,13 +131,16 @@ class LoopThread:
         return not thread.is_alive()
 
     def _stop(self) -> None:
+        self._is_over = True
         if self.loop is not None:
             self.loop.stop()
 
-    def _look(self) -> None:
-        """Work off the inbox if the loop's own thread was woken for it."""
-        if self._is_woken:
+    def _look(self) -> bool:
+        """Work off the inbox if the loop's own thread was woken for it; whether it was."""
+        is_woken = self._is_woken
+        if is_woken:
             self._drain()
+        return is_woken
 
     def _drain(self) -> None:
         # The flag is cleared before the inbox is emptied: what is submitted meanwhile wakes the loop again. A guest
@@ -147,11 +152,16 @@ class LoopThread:
     def _work_off(self) -> None:
         with self._lock:
             notes, self._inbox = self._inbox, deque()
-        for fn in notes:
-            try:
-                fn()
-            except Exception:
-                log_failure()
+        try:
+            while notes:
+                try:
+                    notes.popleft()()
+                except Exception:
+                    log_failure()
+        finally:
+            if notes:  # Ctrl-C: the rest is for the loop's own thread, which is on its way as long as something is there
+                with self._lock:
+                    self._inbox.extendleft(reversed(notes))
 
     def _run(self) -> None:
         import asyncio
@@ -165,12 +175,12 @@ class LoopThread:
         with self._lock:
             self.loop = loop
         try:
-            while True:
+            while (
+                not self._is_over
+            ):  # code of the user's may stop the loop as well: not the end of the others
                 try:
                     loop.run_forever()
-                    if self._is_stopping:
-                        break  # else code of the user's has stopped it: not the end of the others
-                except (SystemExit, KeyboardInterrupt):  # from a task of the user's, as well
+                except (SystemExit, KeyboardInterrupt):  # from a task of the user's
                     log_failure()
         finally:
             _finish(loop)

@@ -26,6 +26,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextvars import Context
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
@@ -337,7 +338,7 @@ class ThreadReplica:
     def _start(self, request: Request, context: Context, rest: Any) -> None:
         loop = self._loop.loop
         assert loop is not None
-        conducted = self._conduct(request, lambda: _cancel_threadsafe(loop, task), rest)
+        conducted = self._conduct(request, rest)
         try:
             task: asyncio.Task[Outcome] = loop.create_task(
                 conducted, context=context, name=f"{self.name} {request.method}"
@@ -345,19 +346,26 @@ class ThreadReplica:
         except BaseException as error:  # from a task factory of the user's
             conducted.close()
             _discard(rest)
+            if _is_interrupt(error):  # out of an eager task's first step
+                self._interrupted(request)
+                raise
             self.on_done(request, self._failure(request, error))
             return
         task.add_done_callback(lambda task: self._end(request, rest, task))
 
-    async def _conduct(self, request: Request, interrupt: Callable[[], None], rest: Any) -> Outcome:
+    async def _conduct(self, request: Request, rest: Any) -> Outcome:
         """Bring a body to its end, and keep what it raises from the loop, which SystemExit would end.
 
         The interrupt is attached here, in the first step: a task that is cancelled before it would never begin.
         """
         try:
-            request.runner = current_task()
+            task = request.runner = (
+                current_task()
+            )  # not what `create_task` returns: an eager one's first step comes before that
+            interrupt = partial(_cancel_threadsafe, task)
             if not request.attach(interrupt):
                 interrupt()
+            del task, interrupt
             if rest is None:
                 CURRENT.set(request)
                 REPLICA.set(self.context)
@@ -371,21 +379,24 @@ class ThreadReplica:
             await self._drain_async(request, rest)
             return Value(None)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and is_main_thread():
-                raise  # it is the waiting thread's, which is the loop just now
+            if _is_interrupt(error):
+                raise
             return self._failure(request, error)
         finally:
-            del request, rest, interrupt
+            del request, rest
 
     def _end(self, request: Request, rest: Any, task: asyncio.Task[Outcome]) -> None:
         if task.cancelled():  # the loop was stopped before the first step
             _discard(rest)
             self.on_done(request, Error(self._stopping(request)))
-        elif task.exception() is not None:  # Ctrl-C, see above
-            request.was_cancelled = True
-            self.on_done(request, request.cancellation())
+        elif task.exception() is not None:  # Ctrl-C
+            self._interrupted(request)
         else:
             self.on_done(request, task.result())
+
+    def _interrupted(self, request: Request) -> None:
+        request.was_cancelled = True
+        self.on_done(request, request.cancellation())
 
     def _stopping(self, request: Request, reason: str = "it is stopping") -> RequestError:
         return self.died(
@@ -405,6 +416,8 @@ class ThreadReplica:
                 outcomes.append(Value(await coroutine))
             except BaseException as error:
                 outcomes.append(Error(error))
+                if _is_interrupt(error):
+                    raise
 
         def start() -> None:
             assert self._loop.loop is not None
@@ -416,8 +429,11 @@ class ThreadReplica:
                 coroutine.close()
                 outcomes.append(Error(error))
                 waiter.set()
+                if _is_interrupt(error):
+                    raise
                 return
             tasks.append(task)
+            task.add_done_callback(_hush)
             task.add_done_callback(lambda _: waiter.set())
 
         if self._loop.submit(start):
@@ -439,6 +455,19 @@ def _discard(rest: Any) -> None:
         close()
 
 
-def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+def _hush(task: asyncio.Task[None]) -> None:
+    """Have asyncio not complain that nobody has asked for the exception."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether `error` is Ctrl-C, and so the waiting thread's, which is the loop just now."""
+    return isinstance(error, KeyboardInterrupt) and is_main_thread()
+
+
+def _cancel_threadsafe(task: asyncio.Task[Any] | None) -> None:
+    assert task is not None
+    loop = task.get_loop()
     if not loop.is_closed():
         loop.call_soon_threadsafe(task.cancel)

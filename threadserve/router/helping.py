@@ -46,6 +46,7 @@ def help_along(request: Request, waiting: Request | None) -> None:
     Walks up to something that can be run, and back down as what it was needed for goes on.
     """
     path: list[tuple[Request, Iterator[Request]]] = [(request, unanswered(request))]
+    awaited: set[Request] = set()
     while path:
         at, inputs = path[-1]
         state = at.state
@@ -63,7 +64,7 @@ def help_along(request: Request, waiting: Request | None) -> None:
                 return
             if at.state is ANSWERED:
                 continue
-            inputs = _needs(at)
+            inputs = _needs(at, awaited)
         elif at.deadline != inf:
             return
         upstream = next(inputs, None)
@@ -73,11 +74,12 @@ def help_along(request: Request, waiting: Request | None) -> None:
         del upstream
 
 
-def _needs(request: Request) -> Iterator[Request]:
-    """Iterate over the calls whose answers a suspended body waits for."""
+def _needs(request: Request, seen: set[Request]) -> Iterator[Request]:
+    """Iterate over the calls whose answers a suspended body waits for, less those `seen`: they may stand in a circle."""
     wait = request.wait
     for need in () if wait is None else wait.needs:
-        if need.state is not ANSWERED:
+        if need.state is not ANSWERED and need not in seen:
+            seen.add(need)
             yield need
 
 
