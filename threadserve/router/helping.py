@@ -101,6 +101,7 @@ def run_claimed(
         KeyboardInterrupt: It struck while the body ran.
     """
     if waiting is None:
+        request.depth = 1
         outcome = seat.replica.run(request)
     else:
         request.depth = waiting.depth + 1

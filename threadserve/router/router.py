@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
+    from threadserve.errors import RequestError
     from threadserve.replica.thread import ThreadReplica
 
 __all__ = ["Holdings", "Limits", "Router", "RouterStatistics"]
@@ -93,10 +94,9 @@ class Router:
         self._seats = Seats()
         self.on_wait: Callable[[], None] = _nobody
         """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
+        # What a request is answered with when the router is closed, and when its replica is given up.
         self.unavailable: Callable[..., RequestError] = DeploymentUnavailableError
-        """Makes the error of a request that comes when the router is closed; set by who wants another one."""
         self.died: Callable[..., RequestError] = ReplicaDiedError
-        """Makes the error of a request that was given up with its replica; the same."""
         self._is_waking = False
 
     def __repr__(self) -> str:
@@ -171,11 +171,9 @@ class Router:
 
     def resize(self, seat: Seat, by: int) -> None:
         """Give `seat` so many slots more, or fewer. What runs in it goes on; it gets nothing new until it has room."""
-        spare: list[WaiterLike] = []
         with self.lock:
             self._seats.resize(seat, by)
-            while seat.idle and seat.workers - len(spare) > seat.limit:
-                spare.append(seat.idle.pop())
+            spare = [seat.idle.pop() for _ in range(min(len(seat.idle), seat.workers - seat.limit))]
             effects = self._pump()
         for worker in spare:
             worker.set()

@@ -320,7 +320,8 @@ class Controller:
             level for version in versions for level in reversed(version.levels)
         ]
         levels.append(self._lodgings())
-        timeout = max((pool.graceful_shutdown_timeout_s for level in levels for pool in level), default=0.0)
+        timeout = max((pool.graceful_shutdown_timeout_s for pool in levels[-1]), default=0.0)
+        timeout = max(timeout, self.patience())
         start = self._kernel.now()
         is_reported = timeout <= patience_s
         for level in levels:

@@ -16,7 +16,7 @@ from threadserve.concurrency.waiter import deliver
 from threadserve.router.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from threadserve.concurrency.kernel import Kernel
     from threadserve.concurrency.waiter import Subscriber
@@ -51,10 +51,10 @@ class OrderedRouter(Router):
         with self._order:
             line = self._places.get(request)
             if line is not None:
-                line.ready.add(request)
+                line.ready[request] = inputs
         return super().admit(request, inputs) if line is None else line.tell()
 
-    def admit_next(self, line: _Line) -> Iterable[Subscriber] | None:
+    def admit_next(self, line: _Line) -> Sequence[Subscriber] | None:
         """Admit the head of `line`; None when it has to wait, or there is none."""
         with self._order:
             head = line.calls[0] if line.calls else None
@@ -66,9 +66,9 @@ class OrderedRouter(Router):
                 line.is_moving = False
                 return None
             line.calls.popleft()
-            line.ready.discard(head)
+            inputs = line.ready.pop(head, None)
             del self._places[head]
-        return super().admit(head)
+        return super().admit(head, inputs)
 
     def begin_moving(self, line: _Line) -> bool:
         """Whether nobody else moves `line`; then it is for the caller to do so."""
@@ -92,7 +92,7 @@ class _Line:
         self._router = router
         self.caller = caller
         self.calls: deque[Request] = deque()
-        self.ready: set[Request] = set()
+        self.ready: dict[Request, Subscriber | None] = {}  # with what is not to be told of its answer then
         self.is_moving = False
 
     def tell(self) -> Sequence[Subscriber]:
