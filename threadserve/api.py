@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from threadserve.app.deployment import Application
     from threadserve.app.graph import Plan
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import WaiterLike
     from threadserve.handle import DeploymentHandle
     from threadserve.http.server import Server
@@ -77,13 +78,15 @@ class _Runtime:
                 server.start()
                 self.server = server
 
-    def deploy(self, plan: Plan, prefix: str | None) -> DeploymentHandle[Any]:
+    def deploy(
+        self, plan: Plan, prefix: str | None, isolation: Isolation | None
+    ) -> DeploymentHandle[Any]:
         """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
         if prefix is None:
-            return self.controller.deploy(plan, None)
+            return self.controller.deploy(plan, None, isolation)
         self.serve_http(HTTPOptions())
         try:
-            return self.controller.deploy(plan, prefix)
+            return self.controller.deploy(plan, prefix, isolation)
         except BaseException:
             server = None
             with self._lock:
@@ -147,6 +150,8 @@ def run(
     name: str = "default",
     route_prefix: str | Unset | None = UNSET,
     logging_config: object = None,
+    *,
+    strict: bool = False,
 ) -> DeploymentHandle[T]:
     """Bring an app up and return the handle of its ingress, the deployment that was bound last.
 
@@ -162,10 +167,13 @@ def run(
         route_prefix: Serve HTTP under this prefix, on 127.0.0.1:8000 unless ``start`` said otherwise. None for no HTTP.
             When it is not given: "/" if ``start`` was called, else no HTTP.
         logging_config: Accepted for Ray Serve's sake; without effect.
+        strict: Keep deployments and callers apart as a cluster would: arguments, results and bind arguments arrive as
+            copies, made by cloudpickle, and a method that changes an argument is reported with a RuntimeWarning.
 
     Raises:
         TypeError: `target` is no application, for example a deployment without ``.bind()``.
-        ConfigError: The name, the prefix or the graph is wrong, or the prefix belongs to another app.
+        ConfigError: The name, the prefix or the graph is wrong, or the prefix belongs to another app. With `strict`:
+            a class, function or bind argument could not be shipped to a cluster; says which part of it cannot.
         ReplicaStartError: A constructor failed; the user's exception is its ``__cause__``.
     """
     _check_name(name)
@@ -174,10 +182,24 @@ def run(
     runtime = _current()
     if isinstance(prefix, Unset):
         prefix = "/" if runtime.serves_all else None
-    handle = runtime.deploy(plan, prefix)
+    handle = runtime.deploy(plan, prefix, _isolation_for(plan) if strict else None)
     if blocking:
         _block(runtime)
     return handle
+
+
+def _isolation_for(plan: Plan) -> Isolation:
+    """Return what keeps the deployments of `plan` apart; raises ConfigError for what could not be shipped."""
+    from threadserve.call.isolation import Isolation, refuse_unshippable
+
+    for planned in plan.deployments:
+        what = f"app {plan.app!r}: deployment {planned.name!r}"
+        refuse_unshippable(what, getattr(planned.target, "__qualname__", planned.name), planned.target)
+        for index, value in enumerate(planned.init_args):
+            refuse_unshippable(what, f"bind argument {index}", value)
+        for name, value in planned.init_kwargs.items():
+            refuse_unshippable(what, f"bind argument {name}", value)
+    return Isolation()
 
 
 def run_many(targets: Sequence[RunTarget], blocking: bool = False) -> list[DeploymentHandle[Any]]:
@@ -212,19 +234,26 @@ class running(Generic[T]):  # noqa: N801 - used like a function
         target: What ``.bind()`` returned.
         name: Names the app; without it the app gets a name that no other has, and nothing stays of it if it does not start.
         route_prefix: As in ``run``.
+        strict: As in ``run``.
     """
 
     def __init__(
-        self, target: Application[T], *, name: str | None = None, route_prefix: str | None = None
+        self,
+        target: Application[T],
+        *,
+        name: str | None = None,
+        route_prefix: str | None = None,
+        strict: bool = False,
     ) -> None:
         self._target = target
         self._is_named = name is not None
         self._name = f"app-{next(_numbers)}" if name is None else name
         self._prefix = route_prefix
+        self._strict = strict
 
     def __enter__(self) -> DeploymentHandle[T]:
         try:
-            return run(self._target, name=self._name, route_prefix=self._prefix)
+            return run(self._target, name=self._name, route_prefix=self._prefix, strict=self._strict)
         except BaseException:
             if not self._is_named:
                 delete(self._name)

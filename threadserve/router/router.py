@@ -46,6 +46,7 @@ from threadserve.router.seats import Seat, Seats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
@@ -118,6 +119,8 @@ class Router:
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
         self.lock: Lock = kernel.lock()
+        self.isolation: Isolation | None = None
+        """What every request passes on its way in; None where callers and replicas share their values."""
         self._limits = Limits()  # guarded by lock, as all below
         self._closed_because: str | None = "it is not deployed"
         self._opening = 0
@@ -163,7 +166,7 @@ class Router:
 
     # ---- what the runtime decides
 
-    def open(self, limits: Limits) -> int:
+    def open(self, limits: Limits, isolation: Isolation | None = None) -> int:
         """Take requests from now on, within `limits`; they queue until there is a replica.
 
         Returns:
@@ -172,6 +175,7 @@ class Router:
         with self.lock:
             self._limits = limits
             self.stream_buffer_size = limits.stream_buffer_size
+            self.isolation = isolation
             self._closed_because = None
             self._opening += 1
             return self._opening
@@ -244,6 +248,8 @@ class Router:
     def assign(self, request: Request) -> None:
         """Take over `request` and see to its answer. Never blocks, never raises."""
         try:
+            if self.isolation is not None:
+                self.isolation.enter(request)
             waits = has_inputs(request)
         except Exception as error:  # a refusal, or what a class raises that does not want to be looked at
             request.answer(Error(error.with_traceback(None)))  # whose frames hold the arguments

@@ -44,6 +44,7 @@ from threadserve.runtime.version import App, Retirement, Version, overview
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock
 
 __all__ = ["Controller"]
@@ -72,8 +73,12 @@ class Controller:
 
     # ---- deploy
 
-    def deploy(self, plan: Plan, route_prefix: str | None = None) -> DeploymentHandle[Any]:
+    def deploy(
+        self, plan: Plan, route_prefix: str | None = None, isolation: Isolation | None = None
+    ) -> DeploymentHandle[Any]:
         """Bring up `plan`, put it in the place of the app's present version, and return the ingress handle. Blocks.
+
+        With `isolation`, its deployments and their callers share no values.
 
         Raises:
             ConfigError: Another app has the route prefix.
@@ -89,7 +94,7 @@ class Controller:
             self._ledger.check_together(asks)
         with self._turn(plan.app):
             app = self._begin(plan, route_prefix)
-            version = Version(plan, f"{self._kernel.random.getrandbits(40):010x}")
+            version = Version(plan, f"{self._kernel.random.getrandbits(40):010x}", isolation)
             try:
                 with self._lock:
                     app.coming = version
@@ -182,7 +187,13 @@ class Controller:
         gpu_ids = [held.gpu_ids for held in version.reservations if held.deployment == f"{plan.app}/{name}"]
         arguments = fill((planned.init_args, planned.init_kwargs), lambda child: self.handle(plan.app, child))
         return Pool(
-            self._kernel, self._router(plan.app, name), planned, arguments, version.code_version, gpu_ids
+            self._kernel,
+            self._router(plan.app, name),
+            planned,
+            arguments,
+            version.code_version,
+            gpu_ids,
+            version.isolation,
         )
 
     def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:
