@@ -20,11 +20,14 @@ __all__ = [  # noqa: RUF022 - in the order a newcomer meets them
     "run", "run_many", "RunTarget", "running", "start", "status", "delete", "shutdown",
     "get_app_handle", "get_deployment_handle", "DeploymentHandle",
     "DeploymentResponse", "DeploymentResponseGenerator",
+    "remote", "get", "put", "wait", "cancel", "kill", "get_actor",
+    "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "ActorClass", "ActorHandle",
     "deadline", "remaining", "cancelled", "check_cancelled",
     "get_replica_context", "get_multiplexed_model_id", "ReplicaContext",
     "ServeError", "ConfigError", "GraphError", "ImportStringError", "DeployError", "ReplicaStartError",
     "ResourceError", "RequestError", "BackPressureError", "RequestTimeoutError", "RequestCancelledError",
-    "DeadlockError", "MethodNotFoundError", "ArgumentError", "ReplicaDiedError", "DeploymentUnavailableError",
+    "DeadlockError", "MethodNotFoundError", "ArgumentError", "ReplicaDiedError", "ActorDiedError",
+    "DeploymentUnavailableError",
     "NotInReplicaError", "NotSupportedError", "InternalError", "Cancelled",
 ]
 
@@ -36,14 +39,19 @@ _HOMES = {
     "threadserve.call.context":
         "ReplicaContext cancelled check_cancelled get_multiplexed_model_id get_replica_context",
     "threadserve.call.deadline": "deadline remaining",
+    "threadserve.call.objectref": "ObjectRef ObjectRefGenerator",
     "threadserve.call.response": "DeploymentResponse",
     "threadserve.call.stream": "DeploymentResponseGenerator",
     "threadserve.errors":
-        "ArgumentError BackPressureError Cancelled ConfigError DeadlockError DeployError "
+        "ActorDiedError ArgumentError BackPressureError Cancelled ConfigError DeadlockError DeployError "
         "DeploymentUnavailableError GraphError ImportStringError InternalError MethodNotFoundError "
         "NotInReplicaError NotSupportedError ReplicaDiedError ReplicaStartError RequestCancelledError "
         "RequestError RequestTimeoutError ResourceError ServeError",
     "threadserve.handle": "DeploymentHandle",
+    "threadserve.tasks.actor": "ActorClass ActorHandle get_actor kill",
+    "threadserve.tasks.objects": "cancel get put wait",
+    "threadserve.tasks.remote": "remote",
+    "threadserve.tasks.task": "RemoteFunction",
 }
 # fmt: on
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -72,9 +80,11 @@ if TYPE_CHECKING:
         get_replica_context,
     )
     from threadserve.call.deadline import deadline, remaining
+    from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
     from threadserve.call.response import DeploymentResponse
     from threadserve.call.stream import DeploymentResponseGenerator
     from threadserve.errors import (
+        ActorDiedError,
         ArgumentError,
         BackPressureError,
         Cancelled,
@@ -97,6 +107,10 @@ if TYPE_CHECKING:
         ServeError,
     )
     from threadserve.handle import DeploymentHandle
+    from threadserve.tasks.actor import ActorClass, ActorHandle, get_actor, kill
+    from threadserve.tasks.objects import cancel, get, put, wait
+    from threadserve.tasks.remote import remote
+    from threadserve.tasks.task import RemoteFunction
 
     __version__: str
 else:  # hidden from checkers, which would otherwise let every misspelt name pass

@@ -17,6 +17,7 @@
     |  |- MethodNotFoundError (AttributeError)  no such method; .available
     |  |- ArgumentError    (TypeError)        an argument or result that cannot travel in this way
     |  |- ReplicaDiedError                    the replica went away with the request in it
+    |  |  `- ActorDiedError                   the actor was killed, has ended, or could not start (then see __cause__)
     |  `- DeploymentUnavailableError          deleted, stopped or not deployed
     |- NotInReplicaError  (RuntimeError)      asked for what only a replica has, outside of one
     |- NotSupportedError                      this Python or this form cannot do it; says where it can
@@ -33,6 +34,7 @@ from __future__ import annotations
 from concurrent.futures import CancelledError
 
 __all__ = [
+    "ActorDiedError",
     "ArgumentError",
     "BackPressureError",
     "Cancelled",
@@ -210,6 +212,10 @@ class ArgumentError(RequestError, TypeError):
 
 class ReplicaDiedError(RequestError):
     """The replica went away while the request ran in it. The request is not run again."""
+
+
+class ActorDiedError(ReplicaDiedError):
+    """The actor is gone: killed, ended, or its code raised SystemExit. If its constructor failed, ``__cause__`` says how."""
 
 
 class DeploymentUnavailableError(RequestError):

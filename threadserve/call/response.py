@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, cast
 
+from threadserve.call.answer import Answer, Callback, describe, mirror, request_of
 from threadserve.call.blocking import check_cancelled_async, wait_for, wait_for_async
-from threadserve.call.request import ANSWERED, RUNNING, Request
+from threadserve.call.request import ANSWERED
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator
 
-    from threadserve.concurrency.future import CallFuture
+    from threadserve.call.objectref import ObjectRef
     from threadserve.concurrency.outcome import Outcome
-    from threadserve.concurrency.waiter import Subscriber
 
 __all__ = ["DeploymentResponse", "check_seconds", "is_in_event_loop", "refuse_in_event_loop", "request_of"]
 
 R_co = TypeVar("R_co", covariant=True)
 
 
-class DeploymentResponse(Generic[R_co]):
+class DeploymentResponse(Answer[R_co]):
     """The answer to ``handle.method.remote(...)``, now or later.
 
     Get it with ``.result()`` in plain code and with ``await`` in coroutines, as often as you like, from any thread
     and any event loop; or pass the response, as it is, to another call. A response that nobody asks still runs.
     """
 
-    __slots__ = ("__weakref__", "_request")
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    __slots__ = ()
 
     def __repr__(self) -> str:
         request = self._request
@@ -112,7 +109,7 @@ class DeploymentResponse(Generic[R_co]):
 
         Never blocks. An exception in `fn` is logged.
         """
-        callback = _Callback(self._request, lambda: fn(self))
+        callback = Callback(self._request, lambda: fn(self))
         if not self._request.subscribe(callback):
             callback.call()
 
@@ -140,6 +137,26 @@ class DeploymentResponse(Generic[R_co]):
             request_id=self._request.request_id,
         )
 
+    async def _to_object_ref(self) -> ObjectRef[R_co]:
+        """Return an ObjectRef of the same answer, for tasks, actors and containers. Never blocks."""
+        from threadserve.call.objectref import ObjectRef
+
+        return ObjectRef(self._request)
+
+    def _to_object_ref_sync(
+        self, _timeout_s: float | None = None, _allow_running_in_asyncio_loop: bool = False
+    ) -> ObjectRef[R_co]:
+        """Return an ObjectRef of the same answer, in plain code. Never blocks.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread, and that was not allowed.
+        """
+        from threadserve.call.objectref import ObjectRef
+
+        if not _allow_running_in_asyncio_loop:
+            refuse_in_event_loop("_to_object_ref_sync()", "use `await response._to_object_ref()`")
+        return ObjectRef(self._request)
+
     def _wait(self, timeout_s: float | None) -> None:
         request = self._request
         refuse_in_event_loop(
@@ -152,16 +169,6 @@ class DeploymentResponse(Generic[R_co]):
                 f"no answer from {request.router.name}.{request.method} within timeout_s={timeout_s} "
                 f"(request {request.request_id} is {request.state.value} and goes on)"
             )
-
-
-def describe(request: Request) -> str:
-    """Say where `request` is and how to get at its answer."""
-    outcome = request.outcome
-    if outcome is None:
-        return f"{request.state.value}; get the value with .result() or await"
-    if outcome.exception is not None:
-        return f"failed with {type(outcome.exception).__name__}; .result() or await raises it"
-    return "done; get the value with .result() or await"
 
 
 def refuse_wait_arguments(verb: str, refused: tuple[Any, ...], unknown: dict[str, Any]) -> NoReturn:
@@ -196,51 +203,3 @@ def is_in_event_loop() -> bool:
     # None can run where asyncio has not been imported, or is only just being imported by another thread.
     running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     return running_loop is not None and running_loop() is not None
-
-
-def request_of(response: DeploymentResponse[Any]) -> Request:
-    """Return the request whose answer `response` is; for the rooms above."""
-    return response._request
-
-
-def mirror(request: Request) -> CallFuture:
-    """Return the request's Future, making it if this is the first call."""
-    future = request.future
-    if future is not None:
-        return future
-    from threadserve.concurrency.future import CallFuture
-
-    made = CallFuture(lambda: request.state is RUNNING, request.withdraw)
-    with request.router.lock:
-        if request.future is None:
-            request.future = made
-        future = request.future
-    if future is made:
-        callback = _Callback(request, lambda: made.complete(cast("Outcome", request.outcome)))
-        if not request.subscribe(callback):
-            callback.call()
-    return future
-
-
-class _Callback:
-    """Foreign code that wants to know. It is never run by whoever tells it."""
-
-    __slots__ = ("_fn", "_request")
-
-    def __init__(self, request: Request, fn: Callable[[], object]) -> None:
-        self._request = request
-        self._fn = fn
-
-    def tell(self) -> Iterable[Subscriber]:
-        self._request.router.kernel.callbacks.post(self.call)
-        return ()
-
-    def call(self) -> None:
-        try:
-            self._fn()
-        except Exception:
-            import logging
-
-            logging.getLogger("threadserve").exception(
-                "a done callback of %s.%s raised", self._request.router.name, self._request.method
-            )

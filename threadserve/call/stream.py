@@ -17,6 +17,8 @@ from threadserve.errors import ArgumentError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
 
+    from threadserve.call.objectref import ObjectRefGenerator
+
 __all__ = ["DeploymentResponseGenerator"]
 
 R_co = TypeVar("R_co", covariant=True)
@@ -125,6 +127,28 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     def __await__(self) -> Generator[Any, None, NoReturn]:
         yield self.result()
+
+    async def _to_object_ref_gen(self) -> ObjectRefGenerator[R_co]:
+        """Return a generator of ObjectRefs, one for each item; it takes the stream over. Never blocks."""
+        from threadserve.call.objectref import ObjectRefGenerator
+
+        return ObjectRefGenerator(self._request, self)
+
+    def _to_object_ref_gen_sync(
+        self, _timeout_s: float | None = None, _allow_running_in_asyncio_loop: bool = False
+    ) -> ObjectRefGenerator[R_co]:
+        """Return a generator of ObjectRefs, in plain code; see ``_to_object_ref_gen``.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread, and that was not allowed.
+        """
+        from threadserve.call.objectref import ObjectRefGenerator
+
+        if not _allow_running_in_asyncio_loop:
+            refuse_in_event_loop(
+                "_to_object_ref_gen_sync()", "use `await response._to_object_ref_gen()`"
+            )
+        return ObjectRefGenerator(self._request, self)
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentError(

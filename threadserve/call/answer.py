@@ -1,0 +1,89 @@
+"""What every holder of an answer has: the request that it comes from, and the Future that stands for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from threadserve.call.request import RUNNING, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from threadserve.concurrency.future import CallFuture
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.concurrency.waiter import Subscriber
+
+__all__ = ["Answer", "Callback", "describe", "mirror", "request_of"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Answer(Generic[R_co]):
+    """The future answer of one request, in somebody's hands: a DeploymentResponse or an ObjectRef.
+
+    As an argument of a call, either is replaced by its value before the body runs.
+    """
+
+    __slots__ = ("__weakref__", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+
+def request_of(answer: Answer[Any]) -> Request:
+    """Return the request whose answer this is; for the rooms above."""
+    return answer._request
+
+
+def describe(request: Request) -> str:
+    """Say where `request` is and how to get at its answer."""
+    outcome = request.outcome
+    if outcome is None:
+        return f"{request.state.value}; get the value with .result() or await"
+    if outcome.exception is not None:
+        return f"failed with {type(outcome.exception).__name__}; .result() or await raises it"
+    return "done; get the value with .result() or await"
+
+
+def mirror(request: Request) -> CallFuture:
+    """Return the request's Future, making it if this is the first call."""
+    future = request.future
+    if future is not None:
+        return future
+    from threadserve.concurrency.future import CallFuture
+
+    made = CallFuture(lambda: request.state is RUNNING, request.withdraw)
+    with request.router.lock:
+        if request.future is None:
+            request.future = made
+        future = request.future
+    if future is made:
+        callback = Callback(request, lambda: made.complete(cast("Outcome", request.outcome)))
+        if not request.subscribe(callback):
+            callback.call()
+    return future
+
+
+class Callback:
+    """Foreign code that wants to know. It is never run by whoever tells it."""
+
+    __slots__ = ("_fn", "_request")
+
+    def __init__(self, request: Request, fn: Callable[[], object]) -> None:
+        self._request = request
+        self._fn = fn
+
+    def tell(self) -> Iterable[Subscriber]:
+        self._request.router.kernel.callbacks.post(self.call)
+        return ()
+
+    def call(self) -> None:
+        """Call it now; an exception is logged."""
+        try:
+            self._fn()
+        except Exception:
+            import logging
+
+            logging.getLogger("threadserve").exception(
+                "a done callback of %s.%s raised", self._request.router.name, self._request.method
+            )

@@ -1,0 +1,77 @@
+"""The verbs over refs: get, put, wait, cancel. They take responses and plain futures as well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from threadserve.call.objectref import ObjectRef
+
+__all__ = ["cancel", "get", "put", "wait"]
+
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def get(refs: Any, *, timeout: float | None = None) -> Any:
+    """Wait for the value of a ref, or for those of several, and return it, or a list of them.
+
+    Blocks. Any thread, not in a running event loop. Ctrl-C in the main thread cancels what is waited for. A
+    checkpoint: in code that works for a cancelled request it raises Cancelled. A task that waits here lends its slot.
+
+    Args:
+        refs: An ObjectRef, a DeploymentResponse or a ``concurrent.futures.Future``; or a list (or tuple) of them.
+        timeout: Give up after so many seconds; what is waited for goes on. 0 does not wait at all.
+
+    Raises:
+        TimeoutError: Not all of them were done in time.
+        RuntimeError: An event loop runs in this thread; use ``await``.
+        Exception: What the first of them to fail raised, as itself.
+    """
+
+
+def put(value: R) -> ObjectRef[R]:
+    """Return a ref to `value`, which is shared and not copied. Never blocks. Any thread.
+
+    Raises:
+        TypeError: It is a ref already.
+    """
+    raise NotImplementedError
+
+
+def wait(
+    refs: Iterable[S], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[S], list[S]]:
+    """Wait until `num_returns` of `refs` are done, and return those that are and the rest, each in the order given.
+
+    Blocks, as ``get`` does. At most `num_returns` are in the first list; fewer when the time is over.
+
+    Args:
+        refs: ObjectRefs, DeploymentResponses and ``concurrent.futures`` futures, each once.
+        num_returns: How many to wait for.
+        timeout: Seconds; None for none.
+        fetch_local: Accepted for Ray's sake; without effect.
+
+    Raises:
+        TypeError: Something is none of these.
+        ConfigError: num_returns is not from 1 to the number of refs, or one of them is given twice (a ValueError).
+        RuntimeError: An event loop runs in this thread; await the refs, or ``asyncio.wait`` their futures.
+    """
+    raise NotImplementedError
+
+
+def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel what brings a value, and with it all that it has called; nothing happens if it is there already.
+
+    Never blocks. Any thread. Whoever waits gets RequestCancelledError at once; see ``DeploymentResponse.cancel``.
+
+    Args:
+        ref: An ObjectRef, ObjectRefGenerator, DeploymentResponse or stream.
+        force: Accepted for Ray's sake; a thread cannot be killed.
+        recursive: Accepted for Ray's sake; what a task has called is always cancelled with it.
+
+    Raises:
+        TypeError: This is none of these.
+    """
