@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import WaiterLike
     from threadserve.handle import DeploymentHandle
+    from threadserve.http.listener import LateServer
     from threadserve.http.server import Server
 
 __all__ = [
@@ -62,7 +63,7 @@ class _Runtime:
         self.kernel = _kernel
         self.controller = Controller(self.kernel, resources)
         self._lock = RealKernel.lock()  # held while the server is being started or found to be of no use
-        self.server: Server | None = None
+        self.server: Server | LateServer | None = None
         self.serves_all = False  # whether apps that name no prefix are served
         self._enders: list[WaiterLike] | None = []  # guarded by _lock; who shuts down, None when that is done
         inheritance.install()
@@ -77,6 +78,14 @@ class _Runtime:
                 server = Server(self.kernel, options, self.controller.routes)
                 server.start()
                 self.server = server
+
+    def serve_http_late(self, options: HTTPOptions) -> None:
+        """Take the port, unless there is a server; what serves there starts with the first client."""
+        with self._lock:
+            if self.server is None:
+                from threadserve.http.listener import LateServer
+
+                self.server = LateServer(self.kernel, options, self.controller.routes)
 
     def deploy(
         self, plan: Plan, prefix: str | None, isolation: Isolation | None
@@ -178,7 +187,7 @@ def run(
     """
     _check_name(name)
     plan = build(target, name)
-    prefix = _check_prefix(name, route_prefix)
+    prefix = check_prefix(name, route_prefix)
     runtime = _current()
     if isinstance(prefix, Unset):
         prefix = "/" if runtime.serves_all else None
@@ -186,6 +195,33 @@ def run(
     if blocking:
         _block(runtime)
     return handle
+
+
+def begin(resources: Mapping[str, object]) -> None:
+    """Start the runtime with these resources, if there is none; for ``as_ray``."""
+    _current(resources)
+
+
+def run_isolated(
+    target: Application[Any], name: str, route_prefix: str | None, isolation: Isolation
+) -> DeploymentHandle[Any]:
+    """Run an app whose values pass through `isolation`; for ``as_ray``. HTTP is for ``serve_http_late``. See ``run``."""
+    plan = build(target, name)
+    return _current().controller.deploy(plan, route_prefix, isolation)
+
+
+def serve_http_late(options: HTTPOptions) -> None:
+    """Take the port now, and start the server when the first client comes; for ``as_ray``. Nothing where one serves.
+
+    Raises:
+        ServeError: The port is taken.
+    """
+    _current().serve_http_late(options)
+
+
+def wait_for_shutdown() -> None:
+    """Serve until Ctrl-C, or until a shutdown from elsewhere; for ``as_ray``."""
+    _block(_current())
 
 
 def _isolation_for(plan: Plan) -> Isolation:
@@ -385,7 +421,8 @@ def _check_name(name: object) -> None:
         raise ConfigError(f"the name of an app must be a non-empty string, not {name!r}")
 
 
-def _check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
+def check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
+    """Return the route prefix of app `name`, or raise ConfigError."""
     if prefix is None or isinstance(prefix, Unset):
         return prefix
     if not isinstance(prefix, str):

@@ -11,7 +11,7 @@ from threadserve.app.callables import deployable, is_class, name_of
 from threadserve.app.config import UNSET, DeploymentConfig
 from threadserve.app.deployment import checked_name, configured
 from threadserve.app.rules import inside
-from threadserve.as_ray.handle import Sealed, Sealing
+from threadserve.as_ray.isolation import Sealed, Sealing
 from threadserve.call.isolation import culprit
 from threadserve.errors import ConfigError
 

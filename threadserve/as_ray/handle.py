@@ -1,26 +1,18 @@
-"""``ray.serve.handle``: handles and responses as Ray's, and what keeps the deployments behind them apart.
+"""``ray.serve.handle``: handles and responses as Ray's.
 
-A call goes the same way as every other. Ray's rules stand at its ends: ``RayIsolation`` copies what goes in and comes out and
-makes a RayTaskError of what the body raises; the response makes a copy for each fetch, and Ray's errors of ours.
+A call goes the same way as every other. Ray's rules stand at its ends: what keeps the deployments apart (``isolation``), and the
+response, which makes a copy for each fetch, and Ray's errors of ours.
 """
 
 from __future__ import annotations
 
-from contextvars import Context
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from threadserve import handle as ours
-from threadserve.app.application import is_application
-from threadserve.as_ray.errors import (
-    GetTimeoutError,
-    RayError,
-    RayServeException,
-    translated,
-    wrapped,
-)
+from threadserve.as_ray.errors import GetTimeoutError, RayError, RayServeException, translated
+from threadserve.as_ray.isolation import FACES, ISOLATION, NESTED, STREAM
+from threadserve.as_ray.refs import ObjectRef, ObjectRefGenerator, face_of_ref
 from threadserve.call import directory
-from threadserve.call.isolation import Isolation, Watch, culprit
 from threadserve.call.request import RUNNING
 from threadserve.call.response import DeploymentResponse as OurResponse
 from threadserve.call.stream import DeploymentResponseGenerator as OurGenerator
@@ -28,132 +20,17 @@ from threadserve.concurrency.real import RealKernel
 from threadserve.errors import NotSupportedError, ServeError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
     from threadserve.call.request import Request
 
-__all__ = [
-    "ISOLATION",
-    "DeploymentHandle",
-    "DeploymentResponse",
-    "DeploymentResponseGenerator",
-    "RayIsolation",
-    "Sealed",
-    "Sealing",
-    "Slot",
-    "face_of",
-]
+__all__ = ["DeploymentHandle", "DeploymentResponse", "DeploymentResponseGenerator", "face_of"]
 
-_NESTED = (
-    "`DeploymentResponse` is not serializable. A response nested in a list, dict or object is not resolved: pass each as an "
-    "argument of its own, or fetch the values first"
-)
-_STREAM = (
-    "Streaming results cannot be passed downstream: a DeploymentResponseGenerator cannot be an argument; "
-    "read it and pass the items"
-)
+R = TypeVar("R")
+T = TypeVar("T")
 
 
-class RayIsolation(Isolation):
-    """Deployments apart from each other, by Ray's rules."""
-
-    def enter(self, request: Request) -> None:
-        """Copy the arguments; the body will see none of the caller's context variables."""
-        for value in (*(request.args or ()), *(request.kwargs or {}).values()):
-            if isinstance(value, OurGenerator):
-                raise RuntimeError(_STREAM)
-        super().enter(request)
-        if request.adapter is self:
-            request.context = Context()
-
-    def reduced(self, value: object) -> Any:
-        """Pickle a native handle as one of Ray's; refuse responses."""
-        if type(value) is ours.DeploymentHandle:
-            return face_of(value).__reduce__()
-        if isinstance(value, OurResponse):
-            raise RayServeException(_NESTED)
-        if isinstance(value, OurGenerator):
-            raise RayServeException(_STREAM)
-        return NotImplemented
-
-    def bound(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the bind arguments for one replica, with handles wherever applications were bound."""
-        sealed = args[0] if args else None
-        if not isinstance(sealed, Sealed):
-            return super().bound(args, kwargs)
-        return _Unsealing(sealed.children).copy(sealed.arguments)  # type: ignore[no-any-return]
-
-    def unsendable(self, request: Request, name: int | str, value: Any, error: Exception) -> Exception:
-        """Return Ray's TypeError; what refuses to be pickled on its own account keeps its error."""
-        if isinstance(error, RayServeException):
-            return error
-        return TypeError(
-            f"Could not serialize the argument {name}{culprit(value)} for "
-            f"ServeReplica:{request.router.app}:{request.router.deployment}.{request.method}: {error}"
-        )
-
-    def raised(self, name: str, error: Exception) -> Exception:
-        """Return the RayTaskError for what a body raised."""
-        if isinstance(error, StopIteration):
-            error = RuntimeError("coroutine raised StopIteration").with_traceback(error.__traceback__)
-        return wrapped(f"ServeReplica:{name}", error, self.copy)
-
-    def watch(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Watch:
-        """Return copies; a body may do with them what it likes."""
-        return Watch(name, self.copy(args), self.copy(kwargs), is_watching=False)
-
-
-ISOLATION = RayIsolation()
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """Bind arguments as they were when they were bound, with a Slot in the place of each application.
-
-    The graph finds the applications in `children`, and puts handles there.
-    """
-
-    arguments: Any
-    children: tuple[Any, ...]
-
-
-class Slot:
-    """Stands in sealed arguments for one of the children."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-class Sealing(RayIsolation):
-    """Copies bind arguments, and takes the applications out of whatever they are in."""
-
-    def __init__(self) -> None:
-        self.children: list[Any] = []
-
-    def reduced(self, value: object) -> Any:
-        """Put a Slot in the place of an application."""
-        if not is_application(value):
-            return super().reduced(value)
-        if not any(child is value for child in self.children):
-            self.children.append(value)
-        return Slot, (next(index for index, child in enumerate(self.children) if child is value),)
-
-
-class _Unsealing(RayIsolation):
-    """Copies sealed arguments, and puts handles into the slots."""
-
-    def __init__(self, handles: tuple[Any, ...]) -> None:
-        self._handles = handles
-
-    def reduced(self, value: object) -> Any:
-        if isinstance(value, Slot):
-            value = self._handles[value.index]
-        return super().reduced(value)
-
-
-class DeploymentResponse(OurResponse[Any]):
+class DeploymentResponse(OurResponse[R]):
     """The answer to ``handle.method.remote(...)``."""
 
     __slots__ = ()
@@ -184,20 +61,28 @@ class DeploymentResponse(OurResponse[Any]):
             raise translated(error) from None
         return ISOLATION.copy(value)
 
+    async def _to_object_ref(self) -> ObjectRef:  # type: ignore[override]
+        return face_of_ref(await super()._to_object_ref())  # type: ignore[no-any-return]
+
+    def _to_object_ref_sync(  # type: ignore[override]
+        self, _timeout_s: float | None = None, _allow_running_in_asyncio_loop: bool = False
+    ) -> ObjectRef:
+        return face_of_ref(super()._to_object_ref_sync(_timeout_s, _allow_running_in_asyncio_loop))  # type: ignore[no-any-return]
+
     @property
     def by_reference(self) -> bool:
         """Always True, which is Ray's default."""
         return True
 
     def __reduce__(self) -> NoReturn:
-        raise RayServeException(_NESTED)
+        raise RayServeException(NESTED)
 
 
 def _late(request: Request, error: TimeoutError) -> TimeoutError:
     return GetTimeoutError(str(error)) if request.state is RUNNING else TimeoutError(str(error))
 
 
-class DeploymentResponseGenerator(OurGenerator[Any]):
+class DeploymentResponseGenerator(OurGenerator[R]):
     """The items of ``handle.options(stream=True).method.remote(...)``; dropping it stops nothing."""
 
     __slots__ = ()
@@ -214,6 +99,14 @@ class DeploymentResponseGenerator(OurGenerator[Any]):
         except ServeError as error:
             raise translated(error) from None
 
+    async def _to_object_ref_gen(self) -> ObjectRefGenerator:  # type: ignore[override]
+        return face_of_ref(await super()._to_object_ref_gen())  # type: ignore[no-any-return]
+
+    def _to_object_ref_gen_sync(  # type: ignore[override]
+        self, _timeout_s: float | None = None, _allow_running_in_asyncio_loop: bool = False
+    ) -> ObjectRefGenerator:
+        return face_of_ref(super()._to_object_ref_gen_sync(_timeout_s, _allow_running_in_asyncio_loop))  # type: ignore[no-any-return]
+
     def __del__(self) -> None:
         """Leave the producer alone."""
 
@@ -223,10 +116,10 @@ class DeploymentResponseGenerator(OurGenerator[Any]):
         return super().__getattribute__(name)
 
     def __reduce__(self) -> NoReturn:
-        raise RayServeException(_STREAM)
+        raise RayServeException(STREAM)
 
 
-class DeploymentHandle(ours.DeploymentHandle[Any]):
+class DeploymentHandle(ours.DeploymentHandle[T]):
     """Calls a deployment, by Ray's rules."""
 
     _response_type = DeploymentResponse
@@ -246,7 +139,7 @@ class DeploymentHandle(ours.DeploymentHandle[Any]):
         _by_reference: Any = None,
         request_serialization: Any = None,
         response_serialization: Any = None,
-    ) -> DeploymentHandle:
+    ) -> DeploymentHandle[Any]:
         """Return a handle to the same deployment with other options."""
         return DeploymentHandle(
             self._router,
@@ -281,7 +174,7 @@ class DeploymentHandle(ours.DeploymentHandle[Any]):
         return _rebuild, (*name, self._method_name, self._stream, self._model_id)
 
 
-def _rebuild(app: str, deployment: str, method_name: str, stream: bool, model_id: str) -> DeploymentHandle:
+def _rebuild(app: str, deployment: str, method_name: str, stream: bool, model_id: str) -> DeploymentHandle[Any]:
     router = directory.find(app, deployment) or directory.Absent(
         app, deployment, "no such app runs in this process"
     )
@@ -291,7 +184,7 @@ def _rebuild(app: str, deployment: str, method_name: str, stream: bool, model_id
 _lock = RealKernel.lock()
 
 
-def face_of(handle: ours.DeploymentHandle[Any]) -> DeploymentHandle:
+def face_of(handle: ours.DeploymentHandle[Any]) -> DeploymentHandle[Any]:
     """Return Ray's face of a native handle, always the same one."""
     with _lock:
         faces = handle.__dict__
@@ -305,5 +198,8 @@ def face_of(handle: ours.DeploymentHandle[Any]) -> DeploymentHandle:
         face = faces["threadserve.as_ray"]
     assert isinstance(face, DeploymentHandle)
     return face
+
+
+FACES[ours.DeploymentHandle] = face_of
 
 

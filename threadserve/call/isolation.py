@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 import cloudpickle
 
 from threadserve.call.request import CURRENT, Request
-from threadserve.call.response import DeploymentResponse
+from threadserve.call.answer import Answer
 from threadserve.concurrency.future import is_future
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import ArgumentError, ConfigError
@@ -82,7 +82,7 @@ class Isolation:
 
     def is_input(self, value: Any) -> bool:
         """Whether `value` is an answer that is waited for, and not to be copied."""
-        return isinstance(value, DeploymentResponse) or is_future(value)
+        return isinstance(value, Answer) or is_future(value)
 
     def unsendable(self, request: Request, name: int | str, value: Any, error: Exception) -> Exception:
         """Return what a request fails with whose argument cannot be pickled."""
