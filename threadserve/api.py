@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RunTarget",
+    "controller",
     "delete",
     "get_app_handle",
     "get_deployment_handle",
@@ -151,6 +152,11 @@ def _current(resources: Mapping[str, object] | None = None) -> _Runtime:
         if _runtime is None:
             _runtime = _Runtime(resources)
         return _runtime
+
+
+def controller() -> Controller:
+    """Return the controller of the one runtime of this process, starting it; for the rooms above."""
+    return _current().controller
 
 
 def run(

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
+from threadserve.call.answer import Answer, request_of
 from threadserve.call.blocking import block, suspend
-from threadserve.call.response import DeploymentResponse, check_seconds, refuse_in_event_loop, request_of
+from threadserve.call.response import check_seconds, refuse_in_event_loop
 from threadserve.concurrency.loops import make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 
     from threadserve.call.request import Request
+    from threadserve.call.response import DeploymentResponse
     from threadserve.concurrency.kernel import Kernel
 
 __all__ = [
@@ -49,7 +51,7 @@ FIRST_EXCEPTION = concurrent.futures.FIRST_EXCEPTION
 R = TypeVar("R")
 S = TypeVar("S")
 
-Source: TypeAlias = "DeploymentResponse[R] | concurrent.futures.Future[R]"
+Source: TypeAlias = "Answer[R] | concurrent.futures.Future[R]"
 """Something that will have an outcome."""
 
 
@@ -283,7 +285,7 @@ class _Arrivals(Generic[S]):
         for source in self.sources:
             arrival = _Arrival(partial(self._put, source))
             self._arrivals.append((source, arrival))
-            if isinstance(source, DeploymentResponse):
+            if isinstance(source, Answer):
                 request = request_of(source)
                 self._awaited[request] = None
                 if not request.subscribe(arrival):
@@ -294,7 +296,7 @@ class _Arrivals(Generic[S]):
 
     def __exit__(self, *exc_info: object) -> None:
         for source, arrival in self._arrivals:
-            if isinstance(source, DeploymentResponse):
+            if isinstance(source, Answer):
                 request_of(source).forget(arrival)
             arrival.ignore()  # a plain future keeps it
 
@@ -361,7 +363,7 @@ class _Arrivals(Generic[S]):
     def _put(self, source: S) -> Iterable[Subscriber]:
         with self._lock:
             self._done.append(source)
-            if isinstance(source, DeploymentResponse):
+            if isinstance(source, Answer):
                 self._awaited.pop(request_of(source), None)
             reader, self._reader = self._reader, None
         return () if reader is None else (reader,)
@@ -407,7 +409,7 @@ def _checked(sources: Iterable[S]) -> tuple[S, ...]:
     """Return the sources, or raise TypeError for what is none."""
     found = tuple(sources)
     for source in found:
-        if not isinstance(source, (DeploymentResponse, concurrent.futures.Future)):
+        if not isinstance(source, (Answer, concurrent.futures.Future)):
             raise TypeError(
                 f"expected responses and concurrent.futures futures, not {type(source).__name__}: {source!r:.80}"
             )
@@ -417,13 +419,13 @@ def _checked(sources: Iterable[S]) -> tuple[S, ...]:
 def _kernel_of(sources: Iterable[object]) -> Kernel:
     """Return the kernel that the sources belong to; plain futures belong to the real one."""
     for source in sources:
-        if isinstance(source, DeploymentResponse):
+        if isinstance(source, Answer):
             return request_of(source).router.kernel
     return RealKernel()
 
 
 def _outcome(source: object) -> Outcome:
-    if isinstance(source, DeploymentResponse):
+    if isinstance(source, Answer):
         return cast("Outcome", request_of(source).outcome)
     future = cast("concurrent.futures.Future[Any]", source)
     if future.cancelled():

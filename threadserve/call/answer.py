@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from threadserve.call.request import RUNNING, Request
+from threadserve.call.request import ANSWERED, RUNNING, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,6 +28,10 @@ class Answer(Generic[R_co]):
 
     def __init__(self, request: Request) -> None:
         self._request = request
+
+    def done(self) -> bool:
+        """Whether there is an answer. Never blocks."""
+        return self._request.state is ANSWERED
 
 
 def request_of(answer: Answer[Any]) -> Request:
@@ -74,6 +78,7 @@ class Callback:
         self._fn = fn
 
     def tell(self) -> Iterable[Subscriber]:
+        """Have it called on a thread for callbacks."""
         self._request.router.kernel.callbacks.post(self.call)
         return ()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["ObjectRef", "ObjectRefGenerator", "Store", "object_id"]
+__all__ = ["ObjectRef", "ObjectRefGenerator", "Store", "find_object", "object_id"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -72,10 +72,6 @@ class ObjectRef(Answer[R_co]):
         """
         return cast("concurrent.futures.Future[R_co]", mirror(self._request))
 
-    def done(self) -> bool:
-        """Whether there is a value, or a failure. Never blocks."""
-        return self._request.state is ANSWERED
-
     def hex(self) -> str:
         """Return the id of what this refers to: the same for equal refs, in this process."""
         return object_id(self._request)
@@ -89,10 +85,12 @@ class ObjectRef(Answer[R_co]):
         )
 
     def __iter__(self) -> NoReturn:
-        raise TypeError("an ObjectRef cannot be iterated over: get its value first, with serve.get(ref) or await ref")
+        raise TypeError(
+            "an ObjectRef cannot be iterated over: get its value first, with serve.get(ref) or await ref"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _found, (self.hex(),)
+        return _rebuilt, (self.hex(),)
 
 
 class ObjectRefGenerator(Generic[R_co]):
@@ -164,7 +162,11 @@ class ObjectRefGenerator(Generic[R_co]):
     def _failed(self, error: Exception) -> ObjectRef[R_co]:
         """Make a ref of what the stream ended with; what is about the reader, and no failure of the stream, is raised."""
         outcome = self._request.outcome
-        if isinstance(error, (StopIteration, StopAsyncIteration)) or outcome is None or outcome.exception is None:
+        if (
+            isinstance(error, (StopIteration, StopAsyncIteration))
+            or outcome is None
+            or outcome.exception is None
+        ):
             raise error
         self._has_ended = True
         return self._store.settled(Error(error), self._request.method)
@@ -207,26 +209,35 @@ class Store:
 
 
 _lock = RealKernel.lock()
-_names: weakref.WeakKeyDictionary[Request, str] = weakref.WeakKeyDictionary()  # guarded by _lock
-_requests: weakref.WeakValueDictionary[str, Request] = weakref.WeakValueDictionary()  # guarded by _lock
+_ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # guarded by _lock
+_things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # guarded by _lock
 
 
-def object_id(request: Request) -> str:
-    """Return the id by which a ref to `request` can be found again, giving it one at the first call."""
+def object_id(thing: Any) -> str:
+    """Return the id by which `thing` can be found again as long as it lives, giving it one at the first call."""
     with _lock:
-        name = _names.get(request)
-        if name is None:
-            name = _names[request] = uuid4().hex
-            _requests[name] = request
-        return name
+        found = _ids.get(thing)
+        if found is None:
+            found = _ids[thing] = uuid4().hex
+            _things[found] = thing
+        return found
 
 
-def _found(name: str) -> ObjectRef[Any]:
+def find_object(name: str) -> Any:
+    """Return the thing that has this id.
+
+    Raises:
+        ServeError: It is not there any more, or never was in this process.
+    """
     with _lock:
-        request = _requests.get(name)
-    if request is None:
+        thing = _things.get(name)
+    if thing is None:
         raise ServeError(
-            f"there is no object {name} in this process: an ObjectRef can be unpickled only where it was pickled, "
-            "and only while another ref to the same object is kept"
+            f"there is no object {name} in this process: refs and actor handles can be unpickled only where they were "
+            "pickled, and only while another one to the same thing is kept"
         )
-    return ObjectRef(request)
+    return thing
+
+
+def _rebuilt(name: str) -> ObjectRef[Any]:
+    return ObjectRef(find_object(name))

@@ -87,10 +87,6 @@ class DeploymentResponse(Answer[R_co]):
         finally:
             del request
 
-    def done(self) -> bool:
-        """Whether there is an answer. Never blocks."""
-        return self._request.state is ANSWERED
-
     def cancel(self) -> None:
         """Cancel the request, and with it all that it has called; nothing happens if it is answered already.
 

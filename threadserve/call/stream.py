@@ -145,9 +145,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
         from threadserve.call.objectref import ObjectRefGenerator
 
         if not _allow_running_in_asyncio_loop:
-            refuse_in_event_loop(
-                "_to_object_ref_gen_sync()", "use `await response._to_object_ref_gen()`"
-            )
+            refuse_in_event_loop("_to_object_ref_gen_sync()", "use `await response._to_object_ref_gen()`")
         return ObjectRefGenerator(self._request, self)
 
     def __reduce__(self) -> NoReturn:

@@ -35,7 +35,7 @@ from threadserve.concurrency.loops import LoopThread, current_task, is_cancellat
 from threadserve.concurrency.outcome import Error, Outcome, Value, capture
 from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
 from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
-from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError
+from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError, RequestError
 from threadserve.replica.target import Target, check_result, check_stream
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class ThreadReplica:
         """Called with each request that ends on the loop; set by the router."""
         self.on_death: Callable[[BaseException], None] = lambda error: None
         """Called when the user's code has asked for the end of the replica; set by the runtime. Must not block."""
+        self.died: Callable[..., RequestError] = ReplicaDiedError
+        """Makes the error of a request that ends with the replica; set by who wants another one."""
         self._loop = LoopThread(kernel, f"{self.name} loop")
         self._lock = kernel.lock()
         self._threads: list[Thread] = []  # guarded by _lock
@@ -146,7 +148,7 @@ class ThreadReplica:
             name = f"{self.name} worker {self._hired}"
         thread = self._kernel.spawn(name, work)
         with self._lock:
-            self._threads.append(thread)
+            self._threads = [*(former for former in self._threads if former.is_alive()), thread]
 
     # ---- requests
 
@@ -221,9 +223,7 @@ class ThreadReplica:
         name = f"{request.router.name}.{request.method}"
         where = {"deployment": request.router.name, "request_id": request.request_id}
         if isinstance(error, SystemExit):
-            died = ReplicaDiedError(
-                f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where
-            )
+            died = self.died(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
             died.__cause__ = error
             request.answer(Error(died))  # first, for the replica's death is the end of all that runs in it
             self.on_death(error)
@@ -371,8 +371,8 @@ class ThreadReplica:
         else:
             self.on_done(request, task.result())
 
-    def _stopping(self, request: Request, reason: str = "it is stopping") -> ReplicaDiedError:
-        return ReplicaDiedError(
+    def _stopping(self, request: Request, reason: str = "it is stopping") -> RequestError:
+        return self.died(
             f"replica {self.name} could not run {request.method}: {reason}",
             deployment=request.router.name,
             request_id=request.request_id,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from threadserve.call.answer import Answer, request_of
 from threadserve.call.request import ANSWERED, Request
-from threadserve.call.response import DeploymentResponse, request_of
+from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.concurrency.future import is_future
 from threadserve.concurrency.outcome import Error, Outcome, capture
@@ -24,7 +25,7 @@ _LOOK_COUNT = 64
 
 
 def has_inputs(request: Request) -> bool:
-    """Whether `request` has responses or futures among its arguments.
+    """Whether `request` has responses, refs or futures among its arguments.
 
     Raises:
         ArgumentError: A response is nested in a container, or a generator is an argument.
@@ -34,7 +35,7 @@ def has_inputs(request: Request) -> bool:
         kind = type(value)
         if kind in _PLAIN:
             continue
-        if isinstance(value, DeploymentResponse) or is_future(value):
+        if isinstance(value, Answer) or is_future(value):
             found = True
         elif isinstance(value, DeploymentResponseGenerator):
             _refuse_stream(request)
@@ -113,7 +114,7 @@ class Inputs:
         if not request.subscribe(self):
             return
         for value in _arguments(request):
-            if isinstance(value, DeploymentResponse):
+            if isinstance(value, Answer):
                 self._watch(request_of(value))
             elif type(value) not in _PLAIN and is_future(value):
                 self._watch_future(value)
@@ -189,7 +190,7 @@ def _outcome(value: Any) -> Outcome | None:
     """Return how an input ended; None for what is no input."""
     if type(value) in _PLAIN:
         return None
-    if isinstance(value, DeploymentResponse):
+    if isinstance(value, Answer):
         return request_of(value).outcome
     if is_future(value):
         outcome = capture(value.result)

@@ -39,7 +39,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.waiter import deliver
-from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
+from threadserve.errors import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaDiedError,
+    RequestError,
+)
 from threadserve.router.arguments import Inputs, has_inputs
 from threadserve.router.seats import Seat, Seats
 
@@ -130,6 +135,10 @@ class Router:
         self._seats = Seats()
         self.on_wait: Callable[[], None] = _nobody
         """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
+        self.unavailable: Callable[..., RequestError] = DeploymentUnavailableError
+        """Makes the error of a request that comes when the router is closed; set by who wants another one."""
+        self.died: Callable[..., RequestError] = ReplicaDiedError
+        """Makes the error of a request that was given up with its replica; the same."""
         self._is_waking = False
 
     def __repr__(self) -> str:
@@ -201,6 +210,18 @@ class Router:
         seat = Seat(replica, limit)
         replica.on_done = lambda request, outcome: self._ended_on_loop(seat, request, outcome)
         return seat
+
+    def resize(self, seat: Seat, by: int) -> None:
+        """Give `seat` so many slots more, or fewer. What runs in it goes on; it gets nothing new until it has room."""
+        spare: list[WaiterLike] = []
+        with self.lock:
+            self._seats.resize(seat, by)
+            while seat.idle and seat.workers - len(spare) > seat.limit:
+                spare.append(seat.idle.pop())
+            effects = self._pump()
+        for worker in spare:
+            worker.set()
+        self._act(effects)
 
     def drain(self, seat: Seat, timeout: float | None = None) -> bool:
         """Wait until the last request of a closed seat has returned: True; False after `timeout` seconds. Blocks."""
@@ -415,6 +436,9 @@ class Router:
             if self._queued and seat.has_room and not self._is_waking:
                 self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
                 return True
+            if seat.workers > seat.limit:  # it has lost slots
+                seat.workers -= 1
+                return False
             seat.idle.append(waiter)
         waiter.wait()
         return True
@@ -473,7 +497,7 @@ class Router:
 
     def _unavailable(self, request: Request, reason: str | None = None) -> Error:
         return Error(
-            DeploymentUnavailableError(
+            self.unavailable(
                 f"{self.name} is not available: {reason or self._closed_because}",
                 deployment=self.name,
                 request_id=request.request_id,
@@ -482,7 +506,7 @@ class Router:
 
     def _died(self, request: Request, reason: str) -> Error:
         return Error(
-            ReplicaDiedError(
+            self.died(
                 f"request {request.request_id} to {self.name}.{request.method} was given up: {reason}",
                 deployment=self.name,
                 request_id=request.request_id,

@@ -96,6 +96,13 @@ class Seats:
                     return seat
         return None
 
+    def resize(self, seat: Seat, by: int) -> None:
+        """Give `seat` so many slots more, or fewer; what runs in it goes on, be it more than it now has slots."""
+        free = max(0, seat.limit - seat.ongoing)
+        seat.limit += by
+        if seat.is_open:
+            self.free += max(0, seat.limit - seat.ongoing) - free
+
     def take(self, seat: Seat, request: Request) -> None:
         """Take a slot of `seat`, which has one."""
         seat.running[request] = None
@@ -111,7 +118,8 @@ class Seats:
         if not seat.is_open:
             seat.ongoing -= 1
             return
-        self.free += 1
+        if seat.ongoing <= seat.limit:  # else it runs more than it has slots: ``resize``
+            self.free += 1
         del self._by_load[seat.ongoing][seat]
         seat.ongoing -= 1
         self._place(seat)

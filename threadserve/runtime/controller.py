@@ -24,7 +24,7 @@ import logging
 import time
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from threadserve.app.graph import Plan, fill
 from threadserve.call import directory
@@ -42,29 +42,72 @@ from threadserve.runtime.status import ApplicationStatus, ServeStatus
 from threadserve.runtime.version import App, Retirement, Version, overview
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock
+    from threadserve.router.seats import Seat
 
-__all__ = ["Controller"]
+__all__ = ["Controller", "Lodger", "Quarters"]
 
 _log = logging.getLogger("threadserve")
 _log.addHandler(logging.NullHandler())  # what is shown of it is for the application to say
+
+
+class Quarters(Protocol):
+    """Replicas behind one router, as far as the controller has to do with them."""
+
+    @property
+    def router(self) -> Router:
+        """What they get their requests from."""
+        ...
+
+    @property
+    def seats(self) -> Sequence[Seat]:
+        """Those of the replicas that are up."""
+        ...
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether replicas are starting that will take requests. Takes no lock."""
+        ...
+
+    @property
+    def graceful_shutdown_timeout_s(self) -> float:
+        """How long running requests may take to finish when they are closed."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """Take no more requests; those that run go on. Starts no thread."""
+
+
+class Lodger(Protocol):
+    """Who keeps replicas of its own beside the apps: the tasks and actors."""
+
+    def pools(self) -> Sequence[Quarters]:
+        """Return what there is of them."""
+        ...
+
+    def shutdown(self) -> None:
+        """End them all. Blocks."""
+
+
+L = TypeVar("L", bound=Lodger)
 
 
 class Controller:
     """The apps of one runtime. Every member is safe from any thread."""
 
     def __init__(self, kernel: Kernel, resources: Mapping[str, object] | None = None) -> None:
-        self._kernel = kernel
-        self._ledger = Ledger(kernel, resources)
+        self._kernel = self.kernel = kernel
+        self._ledger = self.ledger = Ledger(kernel, resources)
         self._lock = kernel.lock()
         self._apps: dict[str, App] = {}  # guarded by _lock
         self._turns: dict[str, _Turn] = {}  # guarded by _lock
         self._handles: dict[tuple[str, str], DeploymentHandle[Any]] = {}  # guarded by _lock
         self._going: dict[Retirement, None] = {}  # guarded by _lock
         self._is_closed = False  # guarded by _lock
+        self._lodger: Lodger | None = None  # guarded by _lock
         self._watch = DeadlockWatch(kernel, self._pools, self._is_being_replaced)
         kernel.errands.start()
 
@@ -254,6 +297,8 @@ class Controller:
         for name in names:
             self._begin_delete(name)
         self._wait_for_what_goes()
+        if self._lodger is not None:
+            self._lodger.shutdown()
 
     def exit(self, patience_s: float, report: Callable[[list[str]], object]) -> list[str]:
         """Answer what is queued and let what runs be answered, within the longest graceful timeout; name what is left.
@@ -264,12 +309,14 @@ class Controller:
         with self._lock:
             self._is_closed = True
             versions = [app.version for app in self._apps.values() if app.version]
-        timeout = max(
-            (pool.graceful_shutdown_timeout_s for version in versions for pool in version.pools), default=0.0
-        )
+        levels: list[Sequence[Quarters]] = [
+            level for version in versions for level in reversed(version.levels)
+        ]
+        levels.append(self._lodgings())
+        timeout = max((pool.graceful_shutdown_timeout_s for level in levels for pool in level), default=0.0)
         start = self._kernel.now()
         is_reported = timeout <= patience_s
-        for level in (level for version in versions for level in reversed(version.levels)):
+        for level in levels:
             for pool in level:
                 pool.close("the process is exiting")
             for request in [
@@ -376,11 +423,7 @@ class Controller:
 
     def running(self) -> list[str]:
         """Name what runs at this moment, as ``app/deployment.method``."""
-        with self._lock:
-            versions = self._versions()
-        seats = [
-            (pool.router.name, seat) for version in versions for pool in version.pools for seat in pool.seats
-        ]
+        seats = [(pool.router.name, seat) for pool in self._pools() for seat in pool.seats]
         return [
             f"{name}.{request.method}"
             for name, seat in seats
@@ -420,9 +463,34 @@ class Controller:
         ]
         return versions + [retirement.version for retirement in self._going]
 
-    def _pools(self) -> list[Pool]:
+    def _pools(self) -> list[Quarters]:
         with self._lock:
-            return [pool for version in self._versions() for pool in version.pools]
+            pools: list[Quarters] = [pool for version in self._versions() for pool in version.pools]
+        return [*pools, *self._lodgings()]
+
+    # ---- what lives beside the apps
+
+    def lodge(self, make: Callable[[Controller], L]) -> L:
+        """Return what keeps replicas of its own on this runtime, making it if there is none yet.
+
+        Raises:
+            ServeError: The runtime has been shut down.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise ServeError("the runtime has been shut down")
+            if self._lodger is None:
+                self._lodger = make(self)
+            return cast("L", self._lodger)
+
+    def look_after(self, router: Router) -> None:
+        """Have waits of the bodies behind a lodger's `router` looked at, and forked processes refuse it."""
+        router.on_wait = self._watch.notice
+        directory.register(router)
+
+    def _lodgings(self) -> Sequence[Quarters]:
+        lodger = self._lodger
+        return () if lodger is None else lodger.pools()
 
     def _is_being_replaced(self, router: Router) -> bool:
         """Whether a version is coming that has yet to put its replicas behind `router`. Takes no lock."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from threadserve.call.answer import Answer, request_of
 from threadserve.call.request import ANSWERED
-from threadserve.call.response import DeploymentResponse, request_of
 from threadserve.call.waits import Picture, knot
 from threadserve.concurrency.future import is_future
 from threadserve.concurrency.loops import may_time_out, stack_of_task
@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Wait
     from threadserve.concurrency.kernel import Kernel, Timer
     from threadserve.router.router import Holdings, Router
-    from threadserve.runtime.pool import Pool
+
+    class Watched(Protocol):
+        """Replicas behind one router, whose requests may wait for others."""
+
+        @property
+        def router(self) -> Router: ...
+        @property
+        def is_growing(self) -> bool:
+            """Whether replicas are starting that will take requests. Takes no lock."""
+            ...
+
 
 __all__ = ["PATIENCE_S", "DeadlockWatch"]
 
@@ -51,7 +61,10 @@ class DeadlockWatch:
     """
 
     def __init__(
-        self, kernel: Kernel, pools: Callable[[], Sequence[Pool]], is_being_replaced: Callable[[Router], bool]
+        self,
+        kernel: Kernel,
+        pools: Callable[[], Sequence[Watched]],
+        is_being_replaced: Callable[[Router], bool],
     ) -> None:
         self._kernel = kernel
         self._pools = pools
@@ -168,7 +181,7 @@ def _inputs(request: Request) -> list[Request]:
     """Return the calls whose answers `request` waits for; nothing where something else will let it go on, or may."""
     inputs: list[Request] = []
     for value in (*(request.args or ()), *(request.kwargs or {}).values()):
-        if isinstance(value, DeploymentResponse):
+        if isinstance(value, Answer):
             inputs.append(request_of(value))
         elif is_future(value):
             return []

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from threadserve.app.rules import shown
+from threadserve.call.answer import Answer, request_of
+from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
+from threadserve.call.response import refuse_in_event_loop
+from threadserve.call.stream import DeploymentResponseGenerator
+from threadserve.errors import ConfigError
+from threadserve.futures import as_completed, gather
+from threadserve.tasks.pool import lent
+from threadserve.tasks.workforce import current
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from threadserve.call.objectref import ObjectRef
+    from collections.abc import Generator, Iterable
 
 __all__ = ["cancel", "get", "put", "wait"]
 
@@ -29,7 +38,19 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         TimeoutError: Not all of them were done in time.
         RuntimeError: An event loop runs in this thread; use ``await``.
         Exception: What the first of them to fail raised, as itself.
+        TypeError: Something is none of these.
     """
+    refuse_in_event_loop("serve.get", "use `await ref`")
+    is_one = not isinstance(refs, (list, tuple))
+    sources = (refs,) if is_one else tuple(refs)
+    if isinstance(refs, ObjectRefGenerator):
+        raise TypeError(
+            "serve.get takes refs, not the generator of refs: read it with `for ref in generator`"
+        )
+    gathering = gather(*sources)
+    with nullcontext() if all(source.done() for source in sources) else lent():
+        values = gathering.result(timeout_s=timeout)
+    return values[0] if is_one else values
 
 
 def put(value: R) -> ObjectRef[R]:
@@ -38,7 +59,9 @@ def put(value: R) -> ObjectRef[R]:
     Raises:
         TypeError: It is a ref already.
     """
-    raise NotImplementedError
+    if isinstance(value, ObjectRef):
+        raise TypeError("serve.put: this is an ObjectRef already; pass it on as it is")
+    return current().store.put(value)
 
 
 def wait(
@@ -59,7 +82,22 @@ def wait(
         ConfigError: num_returns is not from 1 to the number of refs, or one of them is given twice (a ValueError).
         RuntimeError: An event loop runs in this thread; await the refs, or ``asyncio.wait`` their futures.
     """
-    raise NotImplementedError
+    refuse_in_event_loop("serve.wait", "await the refs, or `asyncio.wait` their futures")
+    sources = list(refs)
+    if len(set(sources)) < len(sources):
+        raise ConfigError("serve.wait: each ref can be given once, and one was given twice")
+    if not sources:
+        return [], []
+    if not 1 <= num_returns <= len(sources):
+        raise ConfigError(f"serve.wait: num_returns must be from 1 to {len(sources)}, not {num_returns!r}")
+    ready: set[S] = set()
+    with lent(), closing(cast("Generator[S]", iter(as_completed(sources, timeout)))) as done:
+        while len(ready) < num_returns:
+            try:
+                ready.add(next(done))
+            except TimeoutError:
+                break
+    return [ref for ref in sources if ref in ready], [ref for ref in sources if ref not in ready]
 
 
 def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
@@ -75,3 +113,13 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
     Raises:
         TypeError: This is none of these.
     """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
+    if isinstance(ref, DeploymentResponseGenerator):
+        ref.cancel()
+    elif isinstance(ref, Answer):
+        request_of(ref).cancel()
+    else:
+        raise TypeError(
+            f"serve.cancel takes an ObjectRef or a response, not {shown(ref)}; actors are ended with serve.kill"
+        )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from threadserve.app.rules import shown
+from threadserve.tasks.options import STREAMING, TaskOptions, changed
+from threadserve.tasks.pool import Job
+from threadserve.tasks.workforce import current, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from threadserve.handle import DeploymentHandle
+    from threadserve.tasks.workforce import Workforce
 
 __all__ = ["RemoteFunction"]
 
@@ -23,7 +33,24 @@ class RemoteFunction(Generic[R]):
         options_given: The options that differ from the defaults, by name.
     """
 
-    def __init__(self, function: Callable[..., R], **options: Any) -> None: ...
+    def __init__(self, function: Callable[..., R], **options: Any) -> None:
+        reached: Any = inspect.unwrap(function)
+        self.function = function
+        self.options_given = options
+        self._name = str(getattr(function, "__name__", type(function).__name__))
+        if not callable(function):
+            raise TypeError(f"serve.remote takes a function or a class, not {shown(function)}")
+        self._options = changed(f"task {self._name!r}", TaskOptions(), options)
+        self._demand = self._options.demand(f"task {self._name}")
+        is_generator = inspect.isgeneratorfunction(reached) or inspect.isasyncgenfunction(reached)
+        given = self._options.num_returns
+        self._num_returns = given if given is not None else STREAMING if is_generator else 1
+        self._job = Job(function, self._options, self._demand)
+        self._bound: tuple[Workforce, DeploymentHandle[Any]] | None = None
+        functools.update_wrapper(self, function, updated=())
+
+    def __repr__(self) -> str:
+        return f"<RemoteFunction {self._name}; call it with .remote(...)>"
 
     def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Start a task.
@@ -36,6 +63,8 @@ class RemoteFunction(Generic[R]):
             An ObjectRef; a list of `n` of them with ``num_returns=n`` (None with 0); an ObjectRefGenerator with
             ``num_returns="streaming"``, which is the default of generator functions.
         """
+        workforce, handle = self._reach()
+        return send(handle, self._job, args, kwargs, num_returns=self._num_returns, store=workforce.store)
 
     def options(self, **options: Any) -> RemoteFunction[R]:
         """Return the same function with other options; what is not named stays as it is. See ``TaskOptions``.
@@ -44,7 +73,7 @@ class RemoteFunction(Generic[R]):
             TypeError: An option has an unknown name.
             ConfigError: An option has a value that is refused.
         """
-        raise NotImplementedError
+        return RemoteFunction(self.function, **{**self.options_given, **options})
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: a task is started with ``.remote``.
@@ -52,4 +81,24 @@ class RemoteFunction(Generic[R]):
         Raises:
             TypeError: Always.
         """
-        raise NotImplementedError
+        raise TypeError(
+            f"a remote function is not called itself: write {self._name}.remote(...), or {self._name}.function(...) to run "
+            "it here"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self.function, self.options_given)
+
+    def _reach(self) -> tuple[Workforce, DeploymentHandle[Any]]:
+        """Return the workforce of the runtime that there is now, and the handle that starts this task there."""
+        workforce, bound = current(), self._bound
+        if bound is None or bound[0] is not workforce:
+            handle = workforce.handle_of_tasks(reserving=not self._demand.is_empty)
+            name = self._options.name or self._name
+            bound = workforce, handle.options(method_name=name, timeout_s=self._options.timeout_s)
+            self._bound = bound
+        return bound
+
+
+def _rebuilt(function: Any, options: dict[str, Any]) -> RemoteFunction[Any]:
+    return RemoteFunction(function, **options)
