@@ -88,6 +88,13 @@ class _Runtime:
 
                 self.server = LateServer(self.kernel, options, self.controller.routes)
 
+    def stop_http(self) -> None:
+        """Stop the server, if there is one."""
+        with self._lock:
+            server, self.server = self.server, None
+        if server is not None:
+            server.stop()
+
     def deploy(
         self, plan: Plan, prefix: str | None, isolation: Isolation | None
     ) -> DeploymentHandle[Any]:
@@ -223,6 +230,15 @@ def serve_http_late(options: HTTPOptions) -> None:
         ServeError: The port is taken.
     """
     _current().serve_http_late(options)
+
+
+def delete_all() -> None:
+    """Stop serving HTTP and take all apps down; the runtime goes on, with its tasks and actors. For ``as_ray``."""
+    runtime = _runtime
+    if runtime is not None:
+        runtime.stop_http()
+        for name in runtime.controller.status().applications:
+            runtime.controller.delete(name)
 
 
 def wait_for_shutdown() -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from threadserve.as_ray.errors import GetTimeoutError, RayError, translated, wrapped
 from threadserve.as_ray.isolation import ISOLATION
 from threadserve.as_ray.refs import ObjectRef, ObjectRefGenerator, face_of_ref
 from threadserve.as_ray.session import need_session
+from threadserve.call.response import is_in_event_loop
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import ConfigError, NotSupportedError, ServeError
 from threadserve.tasks import actor as actors
@@ -31,7 +31,6 @@ __all__ = [
     "ObjectRefGenerator",
     "RemoteFunction",
     "cancel",
-    "end_actors",
     "exit_actor",
     "get",
     "get_actor",
@@ -63,7 +62,7 @@ def get(object_refs: Any, *, timeout: float | None = None, **_: Any) -> Any:
                 "or a list of ObjectRefs."
             )
     try:
-        values = objects.get(refs, timeout=timeout)
+        values = _values(refs, timeout)
     except ServeError as error:
         raise translated(error) from None
     except TimeoutError as error:
@@ -72,6 +71,14 @@ def get(object_refs: Any, *, timeout: float | None = None, **_: Any) -> Any:
         raise GetTimeoutError(f"Get timed out: some object(s) not ready. {error}") from None
     copies = [ISOLATION.copy(value) for value in values]
     return copies if isinstance(object_refs, list) else copies[0]
+
+
+def _values(refs: list[ObjectRef], timeout: float | None) -> list[Any]:
+    if not is_in_event_loop():
+        return objects.get(refs, timeout=timeout)  # type: ignore[no-any-return]
+    now = RealKernel.now  # Ray blocks the loop, and says in its log that one should not
+    end = None if timeout is None else now() + timeout
+    return [ref.future.result(None if end is None else max(0.0, end - now())) for ref in refs]
 
 
 def put(value: Any, **_: Any) -> ObjectRef:
@@ -278,17 +285,11 @@ def _apart_class(cls: type) -> type:
     return type(cls)(cls.__name__, (cls,), body)
 
 
-_handles: weakref.WeakSet[Any] = weakref.WeakSet()
-_lock = RealKernel.lock()  # guards _handles
-
-
 class ActorHandle:
     """Calls an actor: ``handle.method.remote(...)`` returns an ObjectRef."""
 
     def __init__(self, native: actors.ActorHandle[Any]) -> None:
         self._native = native
-        with _lock:
-            _handles.add(native)
 
     def __repr__(self) -> str:
         return f"Actor({self._native!r})"
@@ -345,15 +346,6 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     if not isinstance(actor, ActorHandle):
         raise ValueError(f"ray.kill() only supported for actors. For tasks, try ray.cancel(). Got: {type(actor)}.")
     actors.kill(actor._native, no_restart=no_restart)
-
-
-def end_actors() -> None:
-    """End every actor that a script holds; for ``ray.shutdown``."""
-    with _lock:
-        left = list(_handles)
-        _handles.clear()
-    for each in left:
-        actors.kill(each)
 
 
 def list_named_actors(all_namespaces: bool = False) -> NoReturn:

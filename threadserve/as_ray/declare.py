@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from threadserve.app import deployment as ours
-from threadserve.app.application import Application, Binding
+from threadserve.app.application import Application, Binding, binding_of
 from threadserve.app.callables import deployable, is_class, name_of
 from threadserve.app.config import UNSET, DeploymentConfig
 from threadserve.app.deployment import checked_name, configured
@@ -18,7 +19,7 @@ from threadserve.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Application", "Deployment", "deployment"]
+__all__ = ["Application", "Deployment", "deployment", "sealed"]
 
 _ATTEMPTS = 3
 """Ray starts a replica so often before it gives up, unless it is told less."""
@@ -82,7 +83,7 @@ class Deployment(ours.Deployment[..., Any]):
     """A class or function with its options."""
 
     def bind(self, *args: Any, **kwargs: Any) -> Application[Any]:
-        """Return a new node; the arguments are copied now.
+        """Return a new node.
 
         Raises:
             TypeError: An argument could not be shipped to a cluster.
@@ -90,19 +91,12 @@ class Deployment(ours.Deployment[..., Any]):
         """
         if not is_class(self._target) and (args or kwargs):
             raise ConfigError(f"deployment {self.name!r} is a function, and .bind() takes no arguments")
-        sealing = Sealing()
         try:
-            arguments = sealing.copy((args, kwargs))
+            Sealing().copy((args, kwargs))
         except Exception as error:
-            if isinstance(error, ConfigError):
-                raise
             raise TypeError(
                 f"Could not serialize the deployment init args: args{culprit((args, kwargs))}: {error}"
             ) from error
-        if sealing.children:
-            args, kwargs = (Sealed(arguments, tuple(sealing.children)),), {}
-        else:
-            args, kwargs = arguments
         return Application(
             Binding(name=self._name, target=self._target, config=self._config, args=args, kwargs=kwargs)
         )
@@ -136,3 +130,16 @@ class Deployment(ours.Deployment[..., Any]):
             raise AttributeError(f"'Deployment' object has no attribute {name!r}{hint}", name=name, obj=self)
 
 
+
+
+def sealed(application: Application[Any], done: dict[Application[Any], Application[Any]] | None = None) -> Application[Any]:
+    """Return the same graph with copies of the bind arguments, in which all applications are found, wherever they are."""
+    done = {} if done is None else done
+    if application not in done:
+        binding = binding_of(application)
+        sealing = Sealing()
+        arguments = sealing.copy((binding.args, dict(binding.kwargs)))
+        children = tuple(sealed(child, done) for child in sealing.children)
+        args = (Sealed(arguments, children),)
+        done[application] = Application(replace(binding, args=args, kwargs={}))
+    return done[application]

@@ -148,6 +148,12 @@ class DeploymentHandle(ours.DeploymentHandle[T]):
             multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
         )
 
+    def __getattr__(self, name: str) -> DeploymentHandle[Any]:
+        """Return a new handle of the method each time; dunder names are refused, which Ray does not."""
+        handle = super().__getattr__(name)
+        self.__dict__.pop(name, None)
+        return handle  # type: ignore[return-value]
+
     def broadcast(self, method_name: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: it is not built yet."""
         raise NotSupportedError("DeploymentHandle.broadcast is not supported in one process yet")

@@ -73,6 +73,10 @@ class RayIsolation(Isolation):
             f"ServeReplica:{request.router.app}:{request.router.deployment}.{request.method}: {error}"
         )
 
+    def unreturnable(self, name: str, result: Any, error: Exception) -> Exception:
+        """Return what pickling raised, as Ray does."""
+        return error
+
     def raised(self, name: str, error: Exception) -> Exception:
         """Return the RayTaskError for what a body raised."""
         if isinstance(error, StopIteration):

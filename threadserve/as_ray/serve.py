@@ -11,6 +11,7 @@ from threadserve import api
 from threadserve.app.application import binding_of, is_application
 from threadserve.app.config import HTTPOptions as OurHTTPOptions
 from threadserve.app.deployment import is_deployment
+from threadserve.as_ray.declare import sealed
 from threadserve.as_ray.errors import RayServeException, wrapped
 from threadserve.as_ray.handle import DeploymentHandle, face_of
 from threadserve.as_ray.isolation import ISOLATION
@@ -144,6 +145,7 @@ def run(
     if not is_application(target):
         hint = "; pass what .bind() returns" if is_deployment(target) else ""
         raise TypeError(f"`serve.run` expects an `Application` returned by `Deployment.bind()`{hint}, not {target!r}")
+    target = sealed(target)
     _refuse_what_is_missing(target)
     if not _local_testing_mode:
         start()
@@ -208,11 +210,11 @@ def delete(name: str, _blocking: bool = True) -> None:
 
 
 def shutdown() -> None:
-    """Take everything down. May be repeated. See Ray."""
+    """Take down all apps, and HTTP; tasks and actors go on. May be repeated. See Ray."""
     settings.is_serving = False
     settings.http = OurHTTPOptions()
     settings.local.clear()
-    api.shutdown()
+    api.delete_all()
 
 
 async def shutdown_async() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
@@ -120,10 +119,8 @@ def need_session() -> None:
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
     """End what runs: apps, actors and tasks. May be repeated."""
-    core = sys.modules.get("threadserve.as_ray.core")
-    if core is not None:
-        core.end_actors()
     serve.shutdown()
+    api.shutdown()
     session.is_open = False
 
 

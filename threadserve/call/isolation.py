@@ -173,12 +173,16 @@ class Isolation:
         try:
             return self.copy(result)
         except Exception as error:
-            if isinstance(error, ArgumentError):
-                raise
-            kind = type(result).__name__
-            raise ArgumentError(
-                f"{name} returned a {kind}, and {kind}{culprit(result)} could not be shipped to another process: {error}"
-            ) from None
+            raise self.unreturnable(name, result, error) from None
+
+    def unreturnable(self, name: str, result: Any, error: Exception) -> Exception:
+        """Return what a body is said to have raised whose result cannot be pickled."""
+        if isinstance(error, ArgumentError):
+            return error
+        kind = type(result).__name__
+        return ArgumentError(
+            f"{name} returned a {kind}, and {kind}{culprit(result)} could not be shipped to another process: {error}"
+        )
 
     def raised(self, name: str, error: Exception) -> Exception:  # noqa: ARG002 - for those who derive from it
         """Return what the caller of `name` gets for what its body raised."""

@@ -9,7 +9,7 @@ from ray.serve.context import _get_serve_request_context
 
 
 def fact(name, value):
-    print(f"{name}: {value!r}", flush=True)
+    print(f"- {name}: {value!r}", flush=True)
 
 
 

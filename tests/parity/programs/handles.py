@@ -8,7 +8,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 
 def fact(name, value):
-    print(f"{name}: {value!r}", flush=True)
+    print(f"- {name}: {value!r}", flush=True)
 
 
 def outcome(call):

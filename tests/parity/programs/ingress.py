@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 
 def fact(name, value):
-    print(f"{name}: {value!r}", flush=True)
+    print(f"- {name}: {value!r}", flush=True)
 
 
 def free_port():

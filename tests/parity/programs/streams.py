@@ -7,7 +7,7 @@ from ray import serve
 
 
 def fact(name, value):
-    print(f"{name}: {value!r}", flush=True)
+    print(f"- {name}: {value!r}", flush=True)
 
 
 def outcome(call):
