@@ -37,12 +37,13 @@ FLOORS = {
     "engines": 9, "http": 9,
     "api": 10,
     "tasks": 11,
-    "cli": 12, "as_ray": 12, "testing": 12, "the face": 12,
-    "__main__": 13,
+    "as_ray": 12, "testing": 12, "the face": 12,
+    "cli": 13,
+    "__main__": 14,
 }  # fmt: skip
 
 # Rooms whose floor is known and that nobody has built yet.
-PLANNED = {"events", "observe", "engines", "as_ray"}
+PLANNED = {"events", "observe", "engines"}
 
 # Doors that lead down and are still shut, but for the modules named: what the user declared holds no thread,
 # and who runs requests reads options and no graph.

@@ -95,9 +95,7 @@ class _Runtime:
         if server is not None:
             server.stop()
 
-    def deploy(
-        self, plan: Plan, prefix: str | None, isolation: Isolation | None
-    ) -> DeploymentHandle[Any]:
+    def deploy(self, plan: Plan, prefix: str | None, isolation: Isolation | None) -> DeploymentHandle[Any]:
         """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
         if prefix is None:
             return self.controller.deploy(plan, None, isolation)
@@ -129,7 +127,7 @@ class _Runtime:
             waiter.wait()
             self.controller.shutdown()  # the first may have been in a replica, and has not waited for that
 
-    def _end(self, server: Server | None) -> None:
+    def _end(self, server: Server | LateServer | None) -> None:
         try:
             if server is not None:
                 server.stop()

@@ -55,6 +55,20 @@ def test_stream() -> None:
     ]
 
 
+@pytest.mark.slow
+def test_unmodified_ray_script() -> None:
+    script = str(EXAMPLES / "unmodified_ray_script.py")
+    command = [sys.executable, "-m", "threadserve", "exec", script]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "[{'to': 2, 'be': 2, 'or': 1, 'not': 1}, {'tomorrow': 2, 'and': 1}]",
+        "{'be': 1, 'quick': 1}",
+        "RayTaskError(ValueError) - ValueError('there are no words')",
+    ]
+
+
 @contextmanager
 def serving() -> Iterator[str]:
     """Serve hello.py as its docstring says, and yield the address."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from threadserve.errors import NotSupportedError
 
@@ -22,6 +22,7 @@ class Absent:
         return f"<{self.__name__}, which is not supported in one process>"
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse."""
         refuse(self.__name__, self._reason)
 
     def __getattr__(self, name: str) -> Absent:
@@ -50,7 +51,7 @@ class AbsentBase:
 
     _absent = ("", "")
 
-    def __new__(cls, *_: Any, **__: Any) -> AbsentBase:
+    def __new__(cls, *_: Any, **__: Any) -> Self:
         """Refuse."""
         refuse(*cls._absent)
 

@@ -99,7 +99,9 @@ def wait(
     """Wait until some of the refs are done: (those that are, the rest). See Ray."""
     need_session()
     if isinstance(ray_waitables, ObjectRef):
-        raise TypeError("wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, got a single ray.ObjectRef")
+        raise TypeError(
+            "wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, got a single ray.ObjectRef"
+        )
     refs = list(ray_waitables)
     if not refs:
         return [], []
@@ -132,7 +134,9 @@ def _remote(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass
     if inspect.isclass(target):
         return ActorClass(target, options)
     if inspect.iscoroutinefunction(target):
-        raise ValueError("'async def' should not be used for remote tasks. You can wrap the async function with asyncio.run(f()).")
+        raise ValueError(
+            "'async def' should not be used for remote tasks. You can wrap the async function with asyncio.run(f())."
+        )
     if not callable(target):
         raise TypeError("The @ray.remote decorator must be applied to either a function or a class.")
     return RemoteFunction(target, options)
@@ -150,6 +154,7 @@ class _Late:
             self._refusal = error
 
     def get(self) -> Any:
+        """Return it, or say why it cannot be."""
         if self._refusal is not None:
             raise self._refusal
         return self._made
@@ -175,26 +180,30 @@ class RemoteFunction:
         return RemoteFunction(self._function, {**self._options, **options})
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse."""
         name = self._function.__name__
         raise TypeError(
             f"Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'."
         )
 
 
-def _sent(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _sent(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Copy the arguments of a call; refs that are arguments themselves stay."""
     try:
         return (
             tuple(each if isinstance(each, ObjectRef) else ISOLATION.copy(each) for each in args),
-            {key: each if isinstance(each, ObjectRef) else ISOLATION.copy(each) for key, each in kwargs.items()},
+            {
+                key: each if isinstance(each, ObjectRef) else ISOLATION.copy(each)
+                for key, each in kwargs.items()
+            },
         )
     except TypeError as error:
         raise TypeError(f"Could not serialize an argument for a task or actor {name}: {error}") from None
 
 
-def _apart(function: Callable[..., Any], name: str, own: int = 0) -> Callable[..., Any]:
+def _apart(  # noqa: C901 - four forms of one thing
+    function: Callable[..., Any], name: str, own: int = 0
+) -> Callable[..., Any]:
     """Return `function` with isolated arguments and results, and Ray's errors; of the same kind as it is.
 
     The first `own` arguments are its own: a method's ``self``.
@@ -214,26 +223,26 @@ def _apart(function: Callable[..., Any], name: str, own: int = 0) -> Callable[..
             async for item in call(args, kwargs):
                 yield copy(item)
         except Exception as error:
-            raise failure(error)  # noqa: B904 - it holds a copy of the error
+            raise failure(error)
 
     def produce(*args: Any, **kwargs: Any) -> Any:
         try:
             for item in call(args, kwargs):
                 yield copy(item)
         except Exception as error:
-            raise failure(error)  # noqa: B904
+            raise failure(error)
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
         try:
             return copy(await call(args, kwargs))
         except Exception as error:
-            raise failure(error)  # noqa: B904
+            raise failure(error)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return copy(call(args, kwargs))
         except Exception as error:
-            raise failure(error)  # noqa: B904
+            raise failure(error)
 
     wrapper: Callable[..., Any] = run
     if inspect.isasyncgenfunction(function):
@@ -268,6 +277,7 @@ class ActorClass:
         return ActorClass(self._cls, {**self._options, **options})
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse."""
         name = self._cls.__name__
         raise TypeError(
             f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'."
@@ -276,7 +286,11 @@ class ActorClass:
 
 def _apart_class(cls: type) -> type:
     """Return a class like `cls` whose methods are ``_apart``."""
-    body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
     for name in dir(cls):
         member = inspect.getattr_static(cls, name)
         is_called = not (name.startswith("__") and name.endswith("__")) or name == "__call__"
@@ -344,7 +358,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor at once."""
     if not isinstance(actor, ActorHandle):
-        raise ValueError(f"ray.kill() only supported for actors. For tasks, try ray.cancel(). Got: {type(actor)}.")
+        raise ValueError(
+            f"ray.kill() only supported for actors. For tasks, try ray.cancel(). Got: {type(actor)}."
+        )
     actors.kill(actor._native, no_restart=no_restart)
 
 

@@ -50,7 +50,7 @@ def deployment(func_or_class: Any = None, /, **options: Any) -> Any:
         _refuse_replaced(given)
         _refuse_unpicklable(f"the deployment {target!r}", reached)
         config = configured(str(name), _DEFAULTS, given)
-        return Deployment.of(checked_name(name, reached), reached, _for_ray(config))
+        return _made(checked_name(name, reached), reached, _for_ray(config))
 
     return decorate(func_or_class) if callable(func_or_class) else decorate
 
@@ -62,6 +62,12 @@ def _for_ray(config: DeploymentConfig) -> DeploymentConfig:
     attempts = config.max_constructor_retry_count
     given = _ATTEMPTS if attempts is None else min(attempts, _ATTEMPTS)
     return config.changed({"max_constructor_retry_count": given})
+
+
+def _made(name: str, target: Any, config: DeploymentConfig) -> Deployment:
+    made = Deployment.of(name, target, config)
+    assert isinstance(made, Deployment)
+    return made
 
 
 def _refuse_replaced(options: Mapping[str, Any]) -> None:
@@ -112,7 +118,7 @@ class Deployment(ours.Deployment[..., Any]):
         name = checked_name(options.pop("name", self._name))
         with inside(f"deployment {name!r}"):
             config = self._config.changed(options)
-        return Deployment.of(name, target, _for_ray(config))
+        return _made(name, target, _for_ray(config))
 
     def __repr__(self) -> str:
         return f"Deployment(name={self._name})"
@@ -130,9 +136,9 @@ class Deployment(ours.Deployment[..., Any]):
             raise AttributeError(f"'Deployment' object has no attribute {name!r}{hint}", name=name, obj=self)
 
 
-
-
-def sealed(application: Application[Any], done: dict[Application[Any], Application[Any]] | None = None) -> Application[Any]:
+def sealed(
+    application: Application[Any], done: dict[Application[Any], Application[Any]] | None = None
+) -> Application[Any]:
     """Return the same graph with copies of the bind arguments, in which all applications are found, wherever they are."""
     done = {} if done is None else done
     if application not in done:

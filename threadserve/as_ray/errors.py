@@ -96,14 +96,18 @@ class UnserializableException(RayError):  # noqa: N818 - Ray's name
     """What was raised could not be made again on this side."""
 
 
-_OTHERS = (
-    "ActorAlreadyExistsError ActorHandleNotFoundError ActorPlacementGroupRemoved ActorUnschedulableError AsyncioActorExit "
-    "AuthenticationError CrossLanguageError LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError ObjectFreedError "
-    "ObjectLostError ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError ObjectStoreFullError OutOfDiskError "
-    "OutOfMemoryError OwnerDiedError PendingCallsLimitExceeded PlasmaObjectNotAvailable RaySystemError "
-    "ReferenceCountingAssertionError RpcError RuntimeEnvSetupError TaskPlacementGroupRemoved TaskUnschedulableError "
-    "UserCodeException WorkerCrashedError"
-).split()
+_OTHERS = frozenset(
+    """
+    ActorAlreadyExistsError ActorHandleNotFoundError ActorPlacementGroupRemoved
+    ActorUnschedulableError AsyncioActorExit AuthenticationError CrossLanguageError
+    LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError ObjectFreedError ObjectLostError
+    ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError ObjectStoreFullError
+    OutOfDiskError OutOfMemoryError OwnerDiedError PendingCallsLimitExceeded
+    PlasmaObjectNotAvailable RaySystemError ReferenceCountingAssertionError RpcError
+    RuntimeEnvSetupError TaskPlacementGroupRemoved TaskUnschedulableError UserCodeException
+    WorkerCrashedError
+    """.split()
+)
 
 
 def named(name: str) -> type[RayError]:
@@ -115,7 +119,8 @@ def named(name: str) -> type[RayError]:
     if name not in _OTHERS:
         raise AttributeError(name)
     base = RayActorError if name.startswith("Actor") else RayError
-    made = type(name, (base,), {"__doc__": "Caught by scripts; one process never raises it."})
+    body = {"__doc__": "Caught by scripts; one process never raises it.", "__module__": "ray.exceptions"}
+    made: type[RayError] = type(name, (base,), body)
     with _lock:
         return _made.setdefault(name, made)
 
@@ -167,7 +172,11 @@ class RequestCancelledError(RayServeException, TaskCancelledError):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return "Request was cancelled." if self.request_id is None else f"Request {self.request_id} was cancelled."
+        return (
+            "Request was cancelled."
+            if self.request_id is None
+            else f"Request {self.request_id} was cancelled."
+        )
 
 
 class DeploymentUnavailableError(RayServeException, ours.DeploymentUnavailableError):
@@ -209,7 +218,7 @@ def wrapped(name: str, error: Exception, copy: Callable[[Exception], Exception])
         return _dual(name, text, error.cause)
     try:
         cause = copy(error)
-    except Exception:  # noqa: BLE001 - whatever the user's constructor raises
+    except Exception:
         return UnserializableException(
             f"Failed to deserialize exception. Its class must be made again from its args. Original exception:\n{text}"
         )
@@ -236,7 +245,7 @@ def _dual(name: str, text: str, cause: Exception) -> RayTaskError:
 def _raw(cls: type[RayTaskError], cause: Exception) -> RayTaskError:
     """Make an instance past what the user's class does in ``__new__`` and ``__init__``."""
     if isinstance(cause, ExceptionGroup):
-        return ExceptionGroup.__new__(cls, cause.message, cause.exceptions)  # type: ignore[return-value, type-var]
+        return ExceptionGroup.__new__(cls, cause.message, cause.exceptions)  # type: ignore[type-var]
     makers = (vars(base).get("__new__") for base in cls.__mro__)
     make = next(maker for maker in makers if isinstance(maker, BuiltinFunctionType))
     return make(cls, cause)  # type: ignore[no-any-return]
@@ -255,7 +264,11 @@ def _dual_class(cls: type[Exception]) -> type[RayTaskError] | None:
         known = cls in _duals
     if not known:
         name = f"RayTaskError({cls.__name__})"
-        body = {"__module__": "ray.exceptions", "__init__": lambda self, *_: None, "__str__": RayTaskError.__str__}
+        body = {
+            "__module__": "ray.exceptions",
+            "__init__": lambda self, *_: None,
+            "__str__": RayTaskError.__str__,
+        }
         try:
             dual = type(name, (RayTaskError, cls), {**body, "__qualname__": name})
         except TypeError:

@@ -13,7 +13,8 @@ from threadserve.as_ray.errors import GetTimeoutError, RayError, RayServeExcepti
 from threadserve.as_ray.isolation import FACES, ISOLATION, NESTED, STREAM
 from threadserve.as_ray.refs import ObjectRef, ObjectRefGenerator, face_of_ref
 from threadserve.call import directory
-from threadserve.call.request import RUNNING
+from threadserve.call.context import REPLICA
+from threadserve.call.request import RUNNING, current_request
 from threadserve.call.response import DeploymentResponse as OurResponse
 from threadserve.call.stream import DeploymentResponseGenerator as OurGenerator
 from threadserve.concurrency.real import RealKernel
@@ -38,12 +39,15 @@ class DeploymentResponse(OurResponse[R]):
     def __repr__(self) -> str:
         return f"DeploymentResponse(request_id={self.request_id!r})"
 
-    def result(self, *, timeout_s: float | None = None, _skip_asyncio_check: bool = False) -> Any:
+    def result(  # type: ignore[override]
+        self, *, timeout_s: float | None = None, _skip_asyncio_check: bool = False
+    ) -> Any:
         """Wait for the answer and return a copy of it, a new one each time. See Ray.
 
         Raises:
             TimeoutError: It had not been started; GetTimeoutError, one of these, where it runs.
         """
+        _refuse_in_constructor(self._request)
         try:
             value = super().result(timeout_s=timeout_s)
         except ServeError as error:
@@ -61,7 +65,7 @@ class DeploymentResponse(OurResponse[R]):
             raise translated(error) from None
         return ISOLATION.copy(value)
 
-    async def _to_object_ref(self) -> ObjectRef:  # type: ignore[override]
+    async def _to_object_ref(self) -> ObjectRef:
         return face_of_ref(await super()._to_object_ref())  # type: ignore[no-any-return]
 
     def _to_object_ref_sync(  # type: ignore[override]
@@ -76,6 +80,16 @@ class DeploymentResponse(OurResponse[R]):
 
     def __reduce__(self) -> NoReturn:
         raise RayServeException(NESTED)
+
+
+def _refuse_in_constructor(request: Request) -> None:
+    """Raise RuntimeError in a constructor: with Ray it runs in an event loop, be it a `def`."""
+    replica = REPLICA.get(None)
+    if replica is not None and replica.servable_object is None and current_request() is None:
+        raise RuntimeError(
+            f"Sync methods should not be called from within an `asyncio` event loop, in which constructors run: make it "
+            f"`async def __init__` and await the response of {request.router.name}.{request.method}"
+        )
 
 
 def _late(request: Request, error: TimeoutError) -> TimeoutError:
@@ -180,7 +194,9 @@ class DeploymentHandle(ours.DeploymentHandle[T]):
         return _rebuild, (*name, self._method_name, self._stream, self._model_id)
 
 
-def _rebuild(app: str, deployment: str, method_name: str, stream: bool, model_id: str) -> DeploymentHandle[Any]:
+def _rebuild(
+    app: str, deployment: str, method_name: str, stream: bool, model_id: str
+) -> DeploymentHandle[Any]:
     router = directory.find(app, deployment) or directory.Absent(
         app, deployment, "no such app runs in this process"
     )
@@ -207,5 +223,3 @@ def face_of(handle: ours.DeploymentHandle[Any]) -> DeploymentHandle[Any]:
 
 
 FACES[ours.DeploymentHandle] = face_of
-
-

@@ -19,7 +19,7 @@ class _Metric:
     """Values by their tags. Every member is safe from any thread."""
 
     def __init__(self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None) -> None:
-        if not isinstance(name, str) or not name:
+        if not name:
             raise ValueError("Empty name is not allowed. Please provide a metric name.")
         if tag_keys is not None and not isinstance(tag_keys, tuple):
             raise TypeError(f"tag_keys should be a tuple type, got: {type(tag_keys)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -146,9 +146,7 @@ def _reason(fullname: str) -> str | None:
 def fill(module: ModuleType) -> None:
     """Give a new stand-in its name look-up."""
     name = module.__name__
-    homes = {
-        offered: home for home, names in _MODULES.get(name, {}).items() for offered in names.split()
-    }
+    homes = {offered: home for home, names in _MODULES.get(name, {}).items() for offered in names.split()}
     module.__doc__ = f"threadserve's stand-in for {name}."
     module.__all__ = [each for each in homes if not each.startswith("_")]  # type: ignore[attr-defined]
 
@@ -167,7 +165,7 @@ def _find(module: str, name: str, homes: dict[str, str]) -> Any:
         return _load(homes[name], name)
     if name.startswith("__"):
         raise AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
-    if is_known(full):
+    if _reason(module) is None and is_known(full):
         return import_module(full)
     if module == "ray.exceptions":
         from threadserve.as_ray.errors import named
@@ -180,7 +178,7 @@ def _find(module: str, name: str, homes: dict[str, str]) -> Any:
         from threadserve.as_ray.absent import Absent
 
         return Absent(full, reason)
-    _refuse(module, name)
+    raise _refusal(module, name)
 
 
 def _load(home: str, name: str) -> Any:
@@ -190,15 +188,15 @@ def _load(home: str, name: str) -> Any:
     return getattr(import_module(f"threadserve.as_ray.{home}"), other or name)
 
 
-def _refuse(module: str, name: str) -> NoReturn:
+def _refusal(module: str, name: str) -> Exception:
     """Say that there is no such name, as Python does, and what has come in its place."""
     successor = _REMOVED.get(module, {}).get(name)
     if successor is None:
-        raise AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
+        return AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
     advice = f"Ray has removed it; use {successor}"
     if _is_from_import():  # Python would make an ImportError of the AttributeError, and drop what it says
-        raise ImportError(f"cannot import name {name!r} from {module!r}: {advice}", name=module)
-    raise AttributeError(f"module {module!r} has no attribute {name!r}: {advice}", name=name)
+        return ImportError(f"cannot import name {name!r} from {module!r}: {advice}", name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}: {advice}", name=name)
 
 
 def _is_from_import() -> bool:

@@ -54,17 +54,17 @@ class ObjectRefGenerator:
         return self
 
     def __next__(self) -> ObjectRef:
-        return face_of_ref(next(self._items))
+        return ObjectRef(request_of(next(self._items)))
 
     def __aiter__(self) -> ObjectRefGenerator:
         return self
 
     async def __anext__(self) -> ObjectRef:
-        return face_of_ref(await self._items.__anext__())
+        return ObjectRef(request_of(await self._items.__anext__()))
 
     def completed(self) -> ObjectRef:
         """Return a ref that is done when the producer is."""
-        return face_of_ref(self._items.completed())
+        return ObjectRef(request_of(self._items.completed()))
 
 
 def face_of_ref(made: Any) -> Any:

@@ -32,6 +32,9 @@ __all__ = [
     "RequestContext",
     "RunTarget",
     "ServeStatus",
+    "_get_serve_request_context",
+    "_run",
+    "_run_many",
     "batch",
     "delete",
     "get_app_handle",
@@ -104,7 +107,9 @@ def start(
             _warn("Serve is running already: its HTTP options stay as they are")
         return
     options = HTTPOptions.of(http_options)
-    is_disabled = "Disabled" in (str(proxy_location), getattr(proxy_location, "value", "")) or options.is_disabled
+    is_disabled = (
+        "Disabled" in (str(proxy_location), getattr(proxy_location, "value", "")) or options.is_disabled
+    )
     settings.http = None if is_disabled else options.ours
     settings.is_serving = True
     if http_options is not None or settings.opens_http:
@@ -118,7 +123,9 @@ def _open_http() -> None:
     try:
         api.serve_http_late(settings.http)
     except ServeError as error:
-        _warn(f"{error}. Handles work; HTTP does not, until serve.shutdown() and serve.start(http_options=...)")
+        _warn(
+            f"{error}. Handles work; HTTP does not, until serve.shutdown() and serve.start(http_options=...)"
+        )
         settings.http = None
 
 
@@ -144,12 +151,16 @@ def run(
         raise RayServeException("Application name must a non-empty string.")
     if not is_application(target):
         hint = "; pass what .bind() returns" if is_deployment(target) else ""
-        raise TypeError(f"`serve.run` expects an `Application` returned by `Deployment.bind()`{hint}, not {target!r}")
+        raise TypeError(
+            f"`serve.run` expects an `Application` returned by `Deployment.bind()`{hint}, not {target!r}"
+        )
     target = sealed(target)
     _refuse_what_is_missing(target)
     if not _local_testing_mode:
-        start()
-    prefix = None if _local_testing_mode or settings.http is None else route_prefix
+        settings.is_serving = True
+        if route_prefix is not None and settings.opens_http:
+            _open_http()
+    prefix = None if _local_testing_mode else route_prefix
     handle = _deploy(target, name, route_prefix, prefix)
     (settings.local.add if _local_testing_mode else settings.local.discard)(name)
     if blocking:
@@ -268,7 +279,9 @@ def get_deployment_handle(
     """
     replica = inheritance.get()
     if app_name is None and replica is None:
-        raise RayServeException("Please specify an application name when getting a deployment handle outside of a replica.")
+        raise RayServeException(
+            "Please specify an application name when getting a deployment handle outside of a replica."
+        )
     if replica is None:
         _need_serve()
     return face_of(api.get_deployment_handle(deployment_name, app_name))
@@ -278,7 +291,9 @@ def get_replica_context() -> ReplicaContext:
     """Return the context of the replica that runs this code; RayServeException outside of one."""
     context = inheritance.get()
     if context is None:
-        raise RayServeException("`serve.get_replica_context()` may only be called from within a Ray Serve deployment.")
+        raise RayServeException(
+            "`serve.get_replica_context()` may only be called from within a Ray Serve deployment."
+        )
     return context  # type: ignore[no-any-return]
 
 
@@ -312,7 +327,9 @@ def get_trace_context() -> None:
 
 def _need_serve() -> None:
     if not settings.is_serving:
-        raise RayServeException("There is no Serve instance running in this process. Start one with serve.run or serve.start.")
+        raise RayServeException(
+            "There is no Serve instance running in this process. Start one with serve.run or serve.start."
+        )
 
 
 def _warn(text: str) -> None:
@@ -355,9 +372,15 @@ def _refuse_what_is_missing(root: Any) -> None:
     waiting, seen = [root], list[Any]()
     while waiting:
         binding = binding_of(waiting.pop())
-        feature = getattr(binding.target, "__threadserve_refused__", None) if inspect.isclass(binding.target) else None
+        feature = (
+            getattr(binding.target, "__threadserve_refused__", None)
+            if inspect.isclass(binding.target)
+            else None
+        )
         if feature is not None:
-            raise NotSupportedError(f"{feature} is not supported in one process yet (deployment {binding.name!r})")
+            raise NotSupportedError(
+                f"{feature} is not supported in one process yet (deployment {binding.name!r})"
+            )
         for value in binding.args:
             for child in getattr(value, "children", ()):
                 if not any(child is known for known in seen):

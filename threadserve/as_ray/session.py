@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from uuid import uuid4
 
 from threadserve import api
@@ -71,7 +71,7 @@ class _Connection(dict[str, Any]):
         """As ``ray.shutdown``."""
         shutdown()
 
-    def __enter__(self) -> _Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -96,7 +96,9 @@ def init(
         RuntimeError: It was called before, without ``shutdown`` or ``ignore_reinit_error``.
     """
     if session.is_open and not ignore_reinit_error:
-        raise RuntimeError("Maybe you called ray.init twice by accident? Call ray.shutdown() first, or pass ignore_reinit_error=True.")
+        raise RuntimeError(
+            "Maybe you called ray.init twice by accident? Call ray.shutdown() first, or pass ignore_reinit_error=True."
+        )
     if not session.is_open:
         asked = {"CPU": num_cpus, "GPU": num_gpus, **(resources or {})}
         given = {name: float(amount) for name, amount in asked.items() if amount is not None}

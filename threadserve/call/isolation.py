@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
 
-from threadserve.call.request import CURRENT, Request
 from threadserve.call.answer import Answer
+from threadserve.call.request import CURRENT, Request
 from threadserve.concurrency.future import is_future
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import ArgumentError, ConfigError
@@ -51,7 +51,7 @@ class Isolation:
         pickled, *buffers = _pickled(value, self.reduced)
         return pickle.loads(pickled, buffers=buffers)
 
-    def reduced(self, value: object) -> Any:  # noqa: ARG002 - for those who derive from it
+    def reduced(self, value: object) -> Any:
         """Return how `value` is to be pickled, as ``__reduce__`` does; NotImplemented for the usual way."""
         return NotImplemented
 
@@ -114,7 +114,7 @@ class Isolation:
                 return self._items(result, watch) if isinstance(result, Iterator) else result
             return self._returned(result, watch)
         except Exception as error:
-            raise self.raised(name, error)  # noqa: B904 - it is the same, or has it as its cause
+            raise self.raised(name, error)
 
     def aiterate(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an `async def`."""
@@ -123,7 +123,7 @@ class Isolation:
         try:
             result = fn(*watch.args, **watch.kwargs)
         except Exception as error:
-            raise self.raised(name, error)  # noqa: B904
+            raise self.raised(name, error)
         if inspect.isawaitable(result):
             return self._awaited(cast("Coroutine[Any, Any, Any]", result), watch, is_stream)
         return self._aitems(result, watch) if is_stream and isinstance(result, AsyncIterator) else result
@@ -134,7 +134,7 @@ class Isolation:
             if not is_stream:
                 return self._returned(result, watch)
         except Exception as error:
-            raise self.raised(watch.name, error)  # noqa: B904
+            raise self.raised(watch.name, error)
         if isinstance(result, AsyncIterator):
             return self._aitems(result, watch)
         return self._items(result, watch) if isinstance(result, Iterator) else result
@@ -145,7 +145,7 @@ class Isolation:
                 yield self._shipped(watch.name, item)
             watch.report()
         except Exception as error:
-            raise self.raised(watch.name, error)  # noqa: B904
+            raise self.raised(watch.name, error)
         finally:
             close = getattr(items, "close", None)
             if close is not None:
@@ -157,7 +157,7 @@ class Isolation:
                 yield self._shipped(watch.name, item)
             watch.report()
         except Exception as error:
-            raise self.raised(watch.name, error)  # noqa: B904
+            raise self.raised(watch.name, error)
         finally:
             close = getattr(items, "aclose", None)
             if close is not None:
@@ -184,7 +184,7 @@ class Isolation:
             f"{name} returned a {kind}, and {kind}{culprit(result)} could not be shipped to another process: {error}"
         )
 
-    def raised(self, name: str, error: Exception) -> Exception:  # noqa: ARG002 - for those who derive from it
+    def raised(self, name: str, error: Exception) -> Exception:
         """Return what the caller of `name` gets for what its body raised."""
         return error
 
@@ -233,7 +233,7 @@ class Watch:
 def _fingerprint(value: Any) -> list[bytes] | None:
     try:
         return _pickled(value, lambda _: NotImplemented)
-    except Exception:  # noqa: BLE001 - it was pickled when it came: the body has put something in that cannot be
+    except Exception:
         return None
 
 
@@ -327,7 +327,7 @@ def culprit(value: Any) -> str:
 def _is_shippable(value: Any) -> bool:
     try:
         cloudpickle.dumps(value)
-    except Exception:  # noqa: BLE001 - whatever a user's __reduce__ raises
+    except Exception:
         return False
     return True
 

@@ -7,11 +7,8 @@ from ray import serve
 from ray.serve.context import _get_serve_request_context
 
 
-
 def fact(name, value):
     print(f"- {name}: {value!r}", flush=True)
-
-
 
 
 @serve.deployment(num_replicas=2)
@@ -31,7 +28,10 @@ class Who:
             "deployment": context.deployment,
             "tag": (len(context.replica_tag), context.replica_tag == context.replica_id.unique_id),
             "id": text,
-            "deployment id": (context.replica_id.deployment_id.name, context.replica_id.deployment_id.app_name),
+            "deployment id": (
+                context.replica_id.deployment_id.name,
+                context.replica_id.deployment_id.app_name,
+            ),
             "rank": (context.rank.rank in (0, 1), context.rank.node_rank, context.world_size),
             "instance": context.servable_object is self,
             "at start": self.at_start,
@@ -53,6 +53,7 @@ class Who:
 
 
 ray.init(num_cpus=10, include_dashboard=False)
+serve.start(proxy_location="Disabled")
 handle = serve.run(Who.bind(), name="who", route_prefix=None)
 for name, value in handle.remote().result().items():
     fact(name, value)

@@ -15,7 +15,11 @@ def refusal(call):
     try:
         call()
     except BaseException as error:
-        return next(kind.__name__ for kind in (TypeError, ValueError, RuntimeError, AttributeError) if isinstance(error, kind))
+        return next(
+            kind.__name__
+            for kind in (TypeError, ValueError, RuntimeError, AttributeError)
+            if isinstance(error, kind)
+        )
     return "accepted"
 
 
@@ -96,7 +100,9 @@ fact(
 )
 fact(
     "num_replicas, then autoscaling",
-    refusal(lambda: serve.deployment(num_replicas=2)(function).options(autoscaling_config={"max_replicas": 3})),
+    refusal(
+        lambda: serve.deployment(num_replicas=2)(function).options(autoscaling_config={"max_replicas": 3})
+    ),
 )
 fact("rolling_update_percentage in options()", refusal(lambda: Bare.options(rolling_update_percentage=0.5)))
 
@@ -108,7 +114,10 @@ fact("max_queued_requests", Bare.max_queued_requests)
 fact("user_config", Bare.user_config)
 fact("func_or_class", Bare.func_or_class().__call__())
 changed = Configured.options(num_replicas=3, name="Other")
-fact("options copies", (changed.num_replicas, changed.max_ongoing_requests, changed.name, Configured.num_replicas))
+fact(
+    "options copies",
+    (changed.num_replicas, changed.max_ongoing_requests, changed.name, Configured.num_replicas),
+)
 fact("equal to its copy", Bare == Bare.options())
 fact("equal to a changed one", Bare == Bare.options(num_replicas=2))
 fact("two binds are equal", Bare.bind() == Bare.bind())
@@ -120,5 +129,7 @@ for name in (
     "downscale_delay_s upscaling_factor downscaling_factor"
 ).split():
     fact(f"autoscaling {name}", getattr(defaults, name))
-fact("autoscaling aggregation", getattr(defaults.aggregation_function, "value", defaults.aggregation_function))
+fact(
+    "autoscaling aggregation", getattr(defaults.aggregation_function, "value", defaults.aggregation_function)
+)
 fact("autoscaling refused", refusal(lambda: AutoscalingConfig(min_replicas=3, max_replicas=1)))

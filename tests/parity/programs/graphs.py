@@ -59,6 +59,7 @@ class Tagged:
 
 
 ray.init(num_cpus=10, include_dashboard=False)
+serve.start(proxy_location="Disabled")
 handle = serve.run(Named.bind(Named.bind(), Named.bind(Named.bind()), last=Named.bind()), route_prefix=None)
 fact("names of one class", handle.names.remote().result())
 

@@ -16,7 +16,11 @@ def outcome(call):
     try:
         return call()
     except BaseException as error:
-        return [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in TOLD or cls.__module__.startswith("ray.")]
+        return [
+            cls.__name__
+            for cls in type(error).__mro__
+            if cls.__name__ in TOLD or cls.__module__.startswith("ray.")
+        ]
 
 
 TOLD = {"TypeError", "ValueError", "KeyError", "RuntimeError", "TimeoutError", "AttributeError"}
@@ -94,6 +98,7 @@ class Both:
 
 
 ray.init(num_cpus=10, include_dashboard=False)
+serve.start(proxy_location="Disabled")
 both = serve.run(Both.bind(Echo.bind(), function.bind()), route_prefix=None)
 h = serve.get_deployment_handle("Echo", "default")
 f = serve.get_deployment_handle("function", "default")

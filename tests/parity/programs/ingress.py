@@ -26,7 +26,9 @@ PORT = free_port()
 
 
 def ask(path, method="GET", body=None, headers=None, show=("content-type",)):
-    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", data=body, method=method, headers=headers or {})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{PORT}{path}", data=body, method=method, headers=headers or {}
+    )
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
             return response.status, *[response.headers.get(name) for name in show], response.read()
@@ -47,7 +49,12 @@ class Returns:
     async def __call__(self, request: Request):
         kind = request.query_params["kind"]
         if kind == "request":
-            return [request.method, request.url.path, request.scope["root_path"], (await request.body()).decode()]
+            return [
+                request.method,
+                request.url.path,
+                request.scope["root_path"],
+                (await request.body()).decode(),
+            ]
         if kind == "raises":
             raise ValueError("secret")
         if kind == "timeout":
@@ -63,8 +70,17 @@ class Returns:
         if kind == "slow":
             await asyncio.sleep(10)
         values = {
-            "str": "text", "bytes": b"bytes", "none": None, "dict": {"a": [1, 2]}, "list": [1], "tuple": (1, 2),
-            "int": 5, "bool": True, "float": 1.5, "set": {1}, "dataclass": Point(1),
+            "str": "text",
+            "bytes": b"bytes",
+            "none": None,
+            "dict": {"a": [1, 2]},
+            "list": [1],
+            "tuple": (1, 2),
+            "int": 5,
+            "bool": True,
+            "float": 1.5,
+            "set": {1},
+            "dataclass": Point(1),
         }
         return values[kind]
 
@@ -84,7 +100,11 @@ class NoCall:
     pass
 
 
-@serve.deployment(max_ongoing_requests=1, max_queued_requests=1, backpressure_config={"status_code": 429, "retry_after_s": 1.5})
+@serve.deployment(
+    max_ongoing_requests=1,
+    max_queued_requests=1,
+    backpressure_config={"status_code": 429, "retry_after_s": 1.5},
+)
 class Full:
     async def __call__(self, request):
         await asyncio.sleep(1)
@@ -129,7 +149,15 @@ async def burst():
 
 answers = asyncio.run(burst())
 refused = [answer for answer in answers if answer[0] != 200]
-fact("too many", sorted({(status, after, body.startswith(b"Request dropped due to backpressure")) for status, after, body in refused}))
+fact(
+    "too many",
+    sorted(
+        {
+            (status, after, body.startswith(b"Request dropped due to backpressure"))
+            for status, after, body in refused
+        }
+    ),
+)
 fact("some are answered", any(answer[0] == 200 for answer in answers))
 serve.delete("ret")
 fact("after delete", ask("/ret?kind=str", show=())[0])

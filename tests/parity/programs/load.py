@@ -15,7 +15,11 @@ def outcome(call):
     try:
         return call()
     except BaseException as error:
-        return [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in TOLD or cls.__module__.startswith("ray.")]
+        return [
+            cls.__name__
+            for cls in type(error).__mro__
+            if cls.__name__ in TOLD or cls.__module__.startswith("ray.")
+        ]
 
 
 TOLD = {"TypeError", "ValueError", "RuntimeError", "TimeoutError"}
@@ -88,6 +92,7 @@ class Stubborn:
 
 
 ray.init(num_cpus=10, include_dashboard=False)
+serve.start(proxy_location="Disabled")
 handle = serve.run(Pool.bind(), route_prefix=None)
 responses = [handle.remote(number) for number in range(12)]
 fact("on the main thread", {response.result() for response in responses})

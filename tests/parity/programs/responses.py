@@ -15,10 +15,23 @@ def outcome(call):
     try:
         return call()
     except BaseException as error:
-        return [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in TOLD or cls.__module__.startswith("ray.")]
+        return [
+            cls.__name__
+            for cls in type(error).__mro__
+            if cls.__name__ in TOLD or cls.__module__.startswith("ray.")
+        ]
 
 
-TOLD = {"TypeError", "ValueError", "KeyError", "RuntimeError", "TimeoutError", "AttributeError", "CancelledError", "Custom"}
+TOLD = {
+    "TypeError",
+    "ValueError",
+    "KeyError",
+    "RuntimeError",
+    "TimeoutError",
+    "AttributeError",
+    "CancelledError",
+    "Custom",
+}
 
 
 class Custom(Exception):
@@ -138,6 +151,7 @@ def until(call, wanted):
 
 
 ray.init(num_cpus=10, include_dashboard=False)
+serve.start(proxy_location="Disabled")
 parent = serve.run(Parent.bind(Worker.bind()), route_prefix=None)
 narrow = serve.run(Narrow.bind(), name="narrow", route_prefix=None)
 h = serve.get_deployment_handle("Worker", "default")
@@ -247,11 +261,17 @@ cancelled_before = h.read.remote().result().count("wait cancelled")
 tree.cancel()
 fact("cancelled parent", outcome(lambda: tree.result()))
 fact("it saw CancelledError itself", until(lambda: parent.read.remote().result(), ["parent cancelled"]))
-fact("children cancelled with it", until(lambda: h.read.remote().result().count("wait cancelled") - cancelled_before, 2))
+fact(
+    "children cancelled with it",
+    until(lambda: h.read.remote().result().count("wait cancelled") - cancelled_before, 2),
+)
 
 response = parent.ids.remote()
 children = response.result()
-fact("children share the request id", (children[0] == children[1] == response.request_id, len(response.request_id)))
+fact(
+    "children share the request id",
+    (children[0] == children[1] == response.request_id, len(response.request_id)),
+)
 
 
 async def as_ref():

@@ -16,7 +16,11 @@ def outcome(call):
     try:
         return call()
     except BaseException as error:
-        return [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in TOLD or cls.__module__.startswith("ray.")]
+        return [
+            cls.__name__
+            for cls in type(error).__mro__
+            if cls.__name__ in TOLD or cls.__module__.startswith("ray.")
+        ]
 
 
 TOLD = {"TypeError", "ValueError", "RuntimeError", "TimeoutError"}
@@ -84,7 +88,8 @@ class Counter:
         raise ValueError("bad value")
 
     def items(self, count):
-        yield from range(count)
+        for index in range(count):
+            yield index
 
 
 @ray.remote(max_concurrency=3)
@@ -125,6 +130,7 @@ class Deployed:
 
 
 ray.init(num_cpus=10, include_dashboard=False)
+serve.start(proxy_location="Disabled")
 fact("initialised", ray.is_initialized())
 fact("twice", outcome(lambda: ray.init()))
 fact("twice, ignored", ray.init(ignore_reinit_error=True) is not None)
