@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from threadserve.app.rules import nearest, shown
 from threadserve.call.objectref import object_id
+from threadserve.tasks.declaration import Declaration
 from threadserve.tasks.options import STREAMING, ActorOptions, MethodOptions, changed
 from threadserve.tasks.workforce import current, send
 
@@ -25,7 +25,7 @@ _METHOD_OPTIONS = "__threadserve_method__"
 _BUILT_IN = ("__ray_ready__", "__ray_terminate__")
 
 
-class ActorClass(Generic[T]):
+class ActorClass(Declaration, Generic[T]):
     """A class whose instances are actors: ``Counter.remote(1)`` returns an ActorHandle at once.
 
     Made by ``serve.remote``.
@@ -36,12 +36,10 @@ class ActorClass(Generic[T]):
     """
 
     def __init__(self, cls: Callable[..., T], **options: Any) -> None:
+        super().__init__(cls, options)
         self.cls = cls
-        self.options_given = options
-        self._name = str(getattr(cls, "__name__", cls))
         self._options = changed(f"actor class {self._name!r}", ActorOptions(), options)
         self._options.demand(f"actor {self._name}")
-        functools.update_wrapper(self, cls, updated=())
 
     def __repr__(self) -> str:
         return f"<ActorClass {self._name}; start an actor with .remote(...)>"
@@ -57,15 +55,6 @@ class ActorClass(Generic[T]):
         """
         return ActorHandle(current().start_actor(self.cls, args, kwargs, self._options))
 
-    def options(self, **options: Any) -> ActorClass[T]:
-        """Return the same class with other options; what is not named stays as it is. See ``ActorOptions``.
-
-        Raises:
-            TypeError: An option has an unknown name.
-            ConfigError: An option has a value that is refused.
-        """
-        return ActorClass(self.cls, **{**self.options_given, **options})
-
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: an actor is started with ``.remote``. Raises TypeError always."""
         raise TypeError(
@@ -78,9 +67,6 @@ class ActorClass(Generic[T]):
             f"a class cannot inherit from the actor class {self._name}: inherit from {self._name}.cls, or decorate the "
             "subclass alone"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.cls, self.options_given)
 
 
 class ActorHandle(Generic[T]):
@@ -228,7 +214,3 @@ def _options_of(cls: Any, name: str) -> MethodOptions:
     if options.num_returns is None and is_generator:
         return changed(name, options, {"num_returns": STREAMING})
     return options
-
-
-def _rebuilt(cls: Any, options: dict[str, Any]) -> ActorClass[Any]:
-    return ActorClass(cls, **options)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from threadserve.app.rules import shown
 from threadserve.call.answer import Answer, request_of
+from threadserve.call.blocking import wait_for
 from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
-from threadserve.call.response import refuse_in_event_loop
+from threadserve.call.request import check_cancelled
+from threadserve.call.response import check_seconds, refuse_in_event_loop
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.errors import ConfigError
 from threadserve.futures import as_completed, gather
@@ -41,16 +43,33 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         TypeError: Something is none of these.
     """
     refuse_in_event_loop("serve.get", "use `await ref`")
+    if isinstance(refs, Answer):
+        return _get_one(refs, timeout)
+    if isinstance(refs, ObjectRefGenerator):
+        raise TypeError("serve.get takes refs, not the generator of refs: read it with `for ref in generator`")
     is_one = not isinstance(refs, (list, tuple))
     sources = (refs,) if is_one else tuple(refs)
-    if isinstance(refs, ObjectRefGenerator):
-        raise TypeError(
-            "serve.get takes refs, not the generator of refs: read it with `for ref in generator`"
-        )
     gathering = gather(*sources)
     with nullcontext() if all(source.done() for source in sources) else lent():
         values = gathering.result(timeout_s=timeout)
     return values[0] if is_one else values
+
+
+def _get_one(ref: Answer[Any], timeout: float | None) -> Any:
+    request = request_of(ref)
+    if timeout is not None:
+        check_seconds("timeout", timeout)
+    if not ref.done():
+        with lent():
+            is_done = wait_for(request, timeout)
+        if not is_done:
+            raise TimeoutError(f"{ref!r} was not done within timeout={timeout} s; it goes on")
+    check_cancelled()
+    del ref  # as in Request.unwrap
+    try:
+        return request.unwrap()
+    finally:
+        del request
 
 
 def put(value: R) -> ObjectRef[R]:

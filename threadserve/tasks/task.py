@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from threadserve.app.rules import shown
+from threadserve.tasks.declaration import Declaration
 from threadserve.tasks.options import STREAMING, TaskOptions, changed
 from threadserve.tasks.pool import Job
 from threadserve.tasks.workforce import current, send
@@ -22,7 +22,7 @@ __all__ = ["RemoteFunction"]
 R = TypeVar("R")
 
 
-class RemoteFunction(Generic[R]):
+class RemoteFunction(Declaration, Generic[R]):
     """A function whose calls are tasks: ``f.remote(1)`` returns an ObjectRef at once.
 
     Made by ``serve.remote``. Tasks run on threads that they share, at most as many at once as there are slots; a task
@@ -35,9 +35,8 @@ class RemoteFunction(Generic[R]):
 
     def __init__(self, function: Callable[..., R], **options: Any) -> None:
         reached: Any = inspect.unwrap(function)
+        super().__init__(function, options)
         self.function = function
-        self.options_given = options
-        self._name = str(getattr(function, "__name__", type(function).__name__))
         if not callable(function):
             raise TypeError(f"serve.remote takes a function or a class, not {shown(function)}")
         self._options = changed(f"task {self._name!r}", TaskOptions(), options)
@@ -47,7 +46,6 @@ class RemoteFunction(Generic[R]):
         self._num_returns = given if given is not None else STREAMING if is_generator else 1
         self._job = Job(function, self._options, self._demand)
         self._bound: tuple[Workforce, DeploymentHandle[Any]] | None = None
-        functools.update_wrapper(self, function, updated=())
 
     def __repr__(self) -> str:
         return f"<RemoteFunction {self._name}; call it with .remote(...)>"
@@ -66,15 +64,6 @@ class RemoteFunction(Generic[R]):
         workforce, handle = self._reach()
         return send(handle, self._job, args, kwargs, num_returns=self._num_returns, store=workforce.store)
 
-    def options(self, **options: Any) -> RemoteFunction[R]:
-        """Return the same function with other options; what is not named stays as it is. See ``TaskOptions``.
-
-        Raises:
-            TypeError: An option has an unknown name.
-            ConfigError: An option has a value that is refused.
-        """
-        return RemoteFunction(self.function, **{**self.options_given, **options})
-
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: a task is started with ``.remote``.
 
@@ -86,9 +75,6 @@ class RemoteFunction(Generic[R]):
             "it here"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.function, self.options_given)
-
     def _reach(self) -> tuple[Workforce, DeploymentHandle[Any]]:
         """Return the workforce of the runtime that there is now, and the handle that starts this task there."""
         workforce, bound = current(), self._bound
@@ -98,7 +84,3 @@ class RemoteFunction(Generic[R]):
             bound = workforce, handle.options(method_name=name, timeout_s=self._options.timeout_s)
             self._bound = bound
         return bound
-
-
-def _rebuilt(function: Any, options: dict[str, Any]) -> RemoteFunction[Any]:
-    return RemoteFunction(function, **options)
