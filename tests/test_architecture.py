@@ -42,6 +42,9 @@ FLOORS = {
     "__main__": 14,
 }  # fmt: skip
 
+# Rooms that users import by themselves: their doors say what they offer.
+FRONT_ROOMS = {"as_ray"}
+
 # Rooms whose floor is known and that nobody has built yet.
 PLANNED = {"events", "observe", "engines"}
 
@@ -351,6 +354,7 @@ def a_door_is_one_docstring(house: House) -> Iterator[str]:
         if (
             module.is_door
             and module.name
+            and module.name not in FRONT_ROOMS
             and (len(module.tree.body) != 1 or not ast.get_docstring(module.tree))
         ):
             yield module.complain(1, "the __init__ of a room is one docstring and nothing else")
@@ -622,6 +626,8 @@ def test_tests_neither_sleep_nor_assert_what_holds_by_itself() -> None:
     complaints = [
         f"{path.relative_to(TESTS.parent).as_posix()}:{line}"
         for path in sorted(TESTS.rglob("*.py"))
+        if path.parent
+        != TESTS / "parity" / "programs"  # they are for a cluster as well, whose clock is the real one
         for line in sleeps_and_hollow_claims(ast.parse(path.read_text(encoding="utf-8")))
     ]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import WaiterLike
     from threadserve.handle import DeploymentHandle
-    from threadserve.http.listener import LateServer
+    from threadserve.http.late import LateServer
     from threadserve.http.server import Server
 
 __all__ = [
@@ -84,7 +84,7 @@ class _Runtime:
         """Take the port, unless there is a server; what serves there starts with the first client."""
         with self._lock:
             if self.server is None:
-                from threadserve.http.listener import LateServer
+                from threadserve.http.late import LateServer
 
                 self.server = LateServer(self.kernel, options, self.controller.routes)
 

@@ -90,7 +90,7 @@ def test_a_handle_to_an_actor_can_be_passed_on(ray: Any) -> None:
             self.count += 1
             return self.count
 
-    @ray.remote
+    @ray.remote  # type: ignore[untyped-decorator]
     def use(counters: list[Any]) -> int:
         return ray.get(counters[0].add.remote())  # type: ignore[no-any-return]
 

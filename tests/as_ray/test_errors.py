@@ -29,11 +29,6 @@ class Rich(Exception):
         self.extra = extra
 
 
-class Narrow(Exception):
-    def __new__(cls, *args: object) -> Narrow:
-        raise AssertionError("a copy is made past it")
-
-
 def the_same(error: Exception) -> Exception:
     return error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -135,7 +135,7 @@ def test_the_path_to_the_culprit_is_found(value: object, path: str) -> None:
 
 def test_an_app_whose_class_could_not_be_shipped_is_refused_with_the_path() -> None:
     class Model:
-        shared = {"lock": threading.Lock()}
+        shared: ClassVar = {"lock": threading.Lock()}
 
         def __call__(self) -> None: ...
 

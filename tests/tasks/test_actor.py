@@ -333,7 +333,9 @@ def test_a_failed_constructor_fails_every_call_and_the_cause_is_the_users_own_ex
 
         broken = Broken.remote()
         before = broken.call.remote()
-        with pytest.raises(serve.ActorDiedError, match=r"actors/Broken-1 .* could not start: ValueError: no start") as caught:
+        with pytest.raises(
+            serve.ActorDiedError, match=r"actors/Broken-1 .* could not start: ValueError: no start"
+        ) as caught:
             serve.get(before)
         assert caught.value.__cause__ is error
         with pytest.raises(serve.ActorDiedError):

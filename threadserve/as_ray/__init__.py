@@ -11,6 +11,6 @@ What a script then sees is Ray's behaviour: RayTaskError, isolated values, Ray's
 raises NotSupportedError when it is used; importing it is no error.
 """
 
-from threadserve.as_ray.install import install, is_installed, uninstall
+from threadserve.as_ray.finder import install, is_installed, serve_url, uninstall
 
-__all__ = ["install", "is_installed", "uninstall"]
+__all__ = ["install", "is_installed", "serve_url", "uninstall"]

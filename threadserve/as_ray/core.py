@@ -10,7 +10,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from threadserve.as_ray.errors import GetTimeoutError, RayError, translated, wrapped
+from threadserve.as_ray.errors import ActorAlreadyExistsError, GetTimeoutError, RayError, translated, wrapped
 from threadserve.as_ray.isolation import ISOLATION
 from threadserve.as_ray.refs import ObjectRef, ObjectRefGenerator, face_of_ref
 from threadserve.as_ray.session import need_session
@@ -270,7 +270,10 @@ class ActorClass:
         """Start an actor."""
         need_session()
         args, kwargs = _sent(f"{self._cls.__name__}.__init__", args, kwargs)
-        return ActorHandle(self._native.get().remote(*args, **kwargs))
+        try:
+            return ActorHandle(self._native.get().remote(*args, **kwargs))
+        except ConfigError as error:  # of all options only the name is looked at now
+            raise ActorAlreadyExistsError(str(error)) from None
 
     def options(self, **options: Any) -> ActorClass:
         """Return the same class with other options."""

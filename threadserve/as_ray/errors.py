@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "ActorAlreadyExistsError",
     "ActorDiedError",
     "ActorUnavailableError",
     "BackPressureError",
@@ -92,13 +93,16 @@ class ActorUnavailableError(RayActorError):
     """The actor is not there now."""
 
 
+class ActorAlreadyExistsError(ValueError, RayError):
+    """The name is another actor's."""
+
+
 class UnserializableException(RayError):  # noqa: N818 - Ray's name
     """What was raised could not be made again on this side."""
 
 
-_OTHERS = frozenset(
-    """
-    ActorAlreadyExistsError ActorHandleNotFoundError ActorPlacementGroupRemoved
+_OTHERS = """
+    ActorHandleNotFoundError ActorPlacementGroupRemoved
     ActorUnschedulableError AsyncioActorExit AuthenticationError CrossLanguageError
     LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError ObjectFreedError ObjectLostError
     ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError ObjectStoreFullError
@@ -106,8 +110,7 @@ _OTHERS = frozenset(
     PlasmaObjectNotAvailable RaySystemError ReferenceCountingAssertionError RpcError
     RuntimeEnvSetupError TaskPlacementGroupRemoved TaskUnschedulableError UserCodeException
     WorkerCrashedError
-    """.split()
-)
+    """
 
 
 def named(name: str) -> type[RayError]:
@@ -116,7 +119,7 @@ def named(name: str) -> type[RayError]:
     Raises:
         AttributeError: Ray has no exception of that name.
     """
-    if name not in _OTHERS:
+    if name not in _OTHERS.split():
         raise AttributeError(name)
     base = RayActorError if name.startswith("Actor") else RayError
     body = {"__doc__": "Caught by scripts; one process never raises it.", "__module__": "ray.exceptions"}

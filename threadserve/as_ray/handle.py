@@ -66,7 +66,7 @@ class DeploymentResponse(OurResponse[R]):
         return ISOLATION.copy(value)
 
     async def _to_object_ref(self) -> ObjectRef:
-        return face_of_ref(await super()._to_object_ref())  # type: ignore[no-any-return]
+        return face_of_ref(await super()._to_object_ref())
 
     def _to_object_ref_sync(  # type: ignore[override]
         self, _timeout_s: float | None = None, _allow_running_in_asyncio_loop: bool = False

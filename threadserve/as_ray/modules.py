@@ -31,7 +31,7 @@ _MODULES: dict[str, dict[str, str]] = {
     "ray.remote_function": {"core": "RemoteFunction"},
     "ray.exceptions": {
         "errors": "RayError RayTaskError TaskCancelledError GetTimeoutError RayActorError ActorDiedError "
-                  "ActorUnavailableError UnserializableException",
+                  "ActorAlreadyExistsError ActorUnavailableError UnserializableException",
     },
     "ray.runtime_context": {"session": "RuntimeContext get_runtime_context"},
     "ray.types": {"refs": "ObjectRef"},

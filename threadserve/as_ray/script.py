@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from threadserve.as_ray.install import install
+from threadserve.as_ray.finder import install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

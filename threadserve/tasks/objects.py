@@ -46,7 +46,9 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     if isinstance(refs, Answer):
         return _get_one(refs, timeout)
     if isinstance(refs, ObjectRefGenerator):
-        raise TypeError("serve.get takes refs, not the generator of refs: read it with `for ref in generator`")
+        raise TypeError(
+            "serve.get takes refs, not the generator of refs: read it with `for ref in generator`"
+        )
     is_one = not isinstance(refs, (list, tuple))
     sources = (refs,) if is_one else tuple(refs)
     gathering = gather(*sources)

@@ -136,7 +136,7 @@ fact(
 )
 fact("reconfigure", serve.run(Configured.bind(), name="configured", route_prefix=None).remote().result())
 changed = Configured.options(user_config={"a": 2}).bind()
-fact("other user_config", serve.run(changed, name="configured", route_prefix=None).remote().result())
+fact("other user_config", serve.run(changed, name="configured", route_prefix=None).remote().result()[-1])
 for application, name in (
     (NoReconfigure.bind(), "noreconfigure"),
     (Broken.bind(), "broken"),

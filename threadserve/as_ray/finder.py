@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-__all__ = ["install", "is_installed", "uninstall"]
+__all__ = ["install", "is_installed", "serve_url", "uninstall"]
 
 
 class _StandIns(MetaPathFinder, Loader):
@@ -51,6 +51,19 @@ def install(*, http: bool = True) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         _hidden[name] = sys.modules.pop(name)
     sys.meta_path.insert(0, _finder)
+
+
+def serve_url() -> str:
+    """Return where HTTP is served, opening it, on a free port, if it is not open; for a test that asks for it.
+
+    Never blocks for longer than taking a port does. Apps that run already are served there too.
+    """
+    from threadserve import api
+    from threadserve.app.config import HTTPOptions
+
+    if api.http_url() is None:
+        api.serve_http_late(HTTPOptions(port=0))
+    return str(api.http_url())
 
 
 def is_installed() -> bool:
