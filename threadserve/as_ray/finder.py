@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import sys
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from threadserve.as_ray.modules import fill, is_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from importlib.abc import Loader
     from types import ModuleType
 
 __all__ = ["install", "is_installed", "serve_url", "uninstall"]
 
 
-class _StandIns(MetaPathFinder, Loader):
-    """Finds ``ray`` and all below it, before anybody else does."""
+class _StandIns:
+    """Finds ``ray`` and all below it, before anybody else does; and loads it.
+
+    A finder and loader by its methods: their base classes would load more than all the rest of this.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Say how to load a module that has a stand-in."""
         if fullname.partition(".")[0] != "ray" or not is_known(fullname):
             return None
-        return ModuleSpec(fullname, self, origin="threadserve.as_ray", is_package=True)
+        return ModuleSpec(fullname, cast("Loader", self), origin="threadserve.as_ray", is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to Python to make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
+        """Let the module find its names."""
         fill(module)
 
 

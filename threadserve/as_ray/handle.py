@@ -66,12 +66,13 @@ class DeploymentResponse(OurResponse[R]):
         return ISOLATION.copy(value)
 
     async def _to_object_ref(self) -> ObjectRef:
-        return face_of_ref(await super()._to_object_ref())
+        return face_of_ref(await super()._to_object_ref())  # type: ignore[no-any-return]
 
-    def _to_object_ref_sync(  # type: ignore[override]
+    def _to_object_ref_sync(
         self, _timeout_s: float | None = None, _allow_running_in_asyncio_loop: bool = False
     ) -> ObjectRef:
-        return face_of_ref(super()._to_object_ref_sync(_timeout_s, _allow_running_in_asyncio_loop))  # type: ignore[no-any-return]
+        made = super()._to_object_ref_sync(_timeout_s, _allow_running_in_asyncio_loop)
+        return face_of_ref(made)  # type: ignore[no-any-return]
 
     @property
     def by_reference(self) -> bool:
