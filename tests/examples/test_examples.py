@@ -69,6 +69,14 @@ def test_unmodified_ray_script() -> None:
     ]
 
 
+@pytest.mark.slow
+def test_tasks_and_actors() -> None:
+    assert run("tasks_and_actors").splitlines() == [
+        "squares: 285, doubled: 570",
+        "2 ready, 2 not asked for",
+    ]
+
+
 @contextmanager
 def serving() -> Iterator[str]:
     """Serve hello.py as its docstring says, and yield the address."""

@@ -175,3 +175,28 @@ def test_seats_do_what_a_plain_model_does(limits: list[int], steps: list[tuple[s
         for each in all_seats:
             assert each.ongoing == model.load(each)
             assert list(each.running) == cast("Any", model.taken.get(each, []))
+
+
+def test_a_seat_that_loses_slots_gets_nothing_new_until_it_has_room() -> None:
+    seats, (seat,) = seats_of(2)
+    first, second = take(seats, seat, 2)
+
+    seats.resize(seat, -1)
+    assert (seat.limit, seats.free, seats.least_loaded()) == (1, 0, None)
+    seats.give_back(seat, first)
+    assert (seats.free, seats.least_loaded()) == (0, None)
+    seats.give_back(seat, second)
+    assert (seats.free, seats.least_loaded()) == (1, seat)
+    seats.resize(seat, 2)
+    take(seats, seat)
+    assert seats.free == 2
+
+
+def test_a_closed_seat_can_be_resized() -> None:
+    seats, (seat,) = seats_of(1)
+    seats.remove(seat)
+
+    seats.resize(seat, 1)
+    assert seats.free == 0
+    seats.add(seat)
+    assert seats.free == 2

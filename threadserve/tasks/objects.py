@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from threadserve.app.rules import shown
 from threadserve.call.answer import Answer, request_of
@@ -18,12 +18,21 @@ from threadserve.tasks.pool import lent
 from threadserve.tasks.workforce import current
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    import concurrent.futures
+    from collections.abc import Generator, Iterable, Sequence
 
 __all__ = ["cancel", "get", "put", "wait"]
 
 R = TypeVar("R")
 S = TypeVar("S")
+
+
+@overload
+def get(refs: Answer[R] | concurrent.futures.Future[R], *, timeout: float | None = ...) -> R: ...
+@overload
+def get(
+    refs: Sequence[Answer[R] | concurrent.futures.Future[R]], *, timeout: float | None = ...
+) -> list[R]: ...
 
 
 def get(refs: Any, *, timeout: float | None = None) -> Any:

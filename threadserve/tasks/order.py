@@ -58,8 +58,10 @@ class OrderedRouter(Router):
         """Admit the head of `line`; None when it has to wait, or there is none."""
         with self._order:
             head = line.calls[0] if line.calls else None
-            if head is None:
-                self._lines.pop(line.caller, None)
+            if (
+                head is None and self._lines.get(line.caller) is line
+            ):  # and not a later one of the same caller
+                del self._lines[line.caller]
             if head is None or not (head in line.ready or head.state is ANSWERED):
                 line.is_moving = False
                 return None

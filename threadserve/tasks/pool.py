@@ -92,6 +92,7 @@ class ReservingRouter(TaskRouter):
         self._own = kernel.lock()
         self._lines: dict[Demand, _Line] = {}  # guarded by _own
         self._held: dict[Request, _Hold] = {}  # guarded by _own
+        self._is_shut = False  # guarded by _own
 
     def admit(self, request: Request) -> Iterable[Subscriber]:
         """Put `request`, which has its arguments, at the end of its line."""
@@ -99,8 +100,17 @@ class ReservingRouter(TaskRouter):
         if not isinstance(job, Job):  # it was answered meanwhile
             return super().admit(request)
         with self._own:
-            line = self._lines.setdefault(job.demand, _Line(self, job.demand))
-        return line.join(request)
+            line = None
+            if not self._is_shut:
+                line = self._lines.setdefault(job.demand, _Line(self, job.demand))
+                line.join(request)
+        return super().admit(request) if line is None else line.tell()
+
+    def let_go(self, line: _Line) -> None:
+        """Keep `line` no longer if nobody stands in it."""
+        with self._own:
+            if line.is_empty and self._lines.get(line.demand) is line:
+                del self._lines[line.demand]
 
     def reserve(self, request: Request, demand: Demand, line: Subscriber) -> list[Reservation] | None:
         """Reserve what `request` asks for: its cores apart from the rest. None where `line` is told when to ask again.
@@ -128,6 +138,7 @@ class ReservingRouter(TaskRouter):
         """Take no more requests; those in the lines fail as the queued ones do."""
         super().close(reason, opening)
         with self._own:
+            self._is_shut = True
             lines = list(self._lines.values())
         for line in lines:
             for request in line.leave():
@@ -207,16 +218,22 @@ class _Line:
 
     def __init__(self, router: ReservingRouter, demand: Demand) -> None:
         self._router = router
-        self._demand = demand
+        self.demand = demand
         self._lock = router.kernel.lock()
         self._tasks: deque[Request] = deque()  # guarded by _lock, as all below
         self._is_asking = False
         self._has_news = False
 
-    def join(self, task: Request) -> Iterable[Subscriber]:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody stands in it, and nobody looks after it."""
+        with self._lock:
+            return not self._tasks and not self._is_asking
+
+    def join(self, task: Request) -> None:
+        """Put `task` at the end; then the line must be told."""
         with self._lock:
             self._tasks.append(task)
-        return self.tell()
 
     def leave(self) -> list[Request]:
         """Take everybody out."""
@@ -233,7 +250,7 @@ class _Line:
         news: list[Subscriber] = []
         while (head := self._head()) is not None:
             try:
-                reservations = self._router.reserve(head, self._demand, self)
+                reservations = self._router.reserve(head, self.demand, self)
             except ResourceError as error:
                 head.answer(Error(error))
                 reservations = []
@@ -242,6 +259,7 @@ class _Line:
             else:
                 for reservation in reservations or ():
                     reservation.release()
+        self._router.let_go(self)
         return news
 
     def _head(self) -> Request | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from threadserve.app.callables import is_class
 from threadserve.app.config import UNSET
@@ -12,7 +12,34 @@ from threadserve.tasks.task import RemoteFunction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["remote"]
+__all__ = ["Decorator", "remote"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Decorator(Protocol):
+    """What ``remote(num_cpus=1, ...)`` returns."""
+
+    # A class can be called as well; but what is a class is one, and gets the first answer.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func_or_class: type[T], /
+    ) -> ActorClass[T]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, func_or_class: Callable[..., R], /) -> RemoteFunction[R]: ...
+
+
+@overload
+def remote(  # pyright: ignore[reportOverlappingOverload]
+    func_or_class: type[T], /, **options: Any
+) -> ActorClass[T]: ...
+@overload
+def remote(func_or_class: Callable[..., R], /, **options: Any) -> RemoteFunction[R]: ...
+@overload
+def remote(*, num_returns: int | str, **options: Any) -> Callable[[Any], Any]: ...
+@overload
+def remote(**options: Any) -> Decorator: ...
 
 
 def remote(func_or_class: Any = UNSET, /, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from threadserve.app.rules import shown
 from threadserve.tasks.declaration import Declaration
@@ -12,17 +12,19 @@ from threadserve.tasks.pool import Job
 from threadserve.tasks.workforce import current, send
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
+    from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
     from threadserve.handle import DeploymentHandle
     from threadserve.tasks.workforce import Workforce
 
 __all__ = ["RemoteFunction"]
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+R2 = TypeVar("R2")
 
 
-class RemoteFunction(Declaration, Generic[R]):
+class RemoteFunction(Declaration, Generic[R_co]):
     """A function whose calls are tasks: ``f.remote(1)`` returns an ObjectRef at once.
 
     Made by ``serve.remote``. Tasks run on threads that they share, at most as many at once as there are slots; a task
@@ -33,7 +35,7 @@ class RemoteFunction(Declaration, Generic[R]):
         options_given: The options that differ from the defaults, by name.
     """
 
-    def __init__(self, function: Callable[..., R], **options: Any) -> None:
+    def __init__(self, function: Callable[..., R_co], **options: Any) -> None:
         reached: Any = inspect.unwrap(function)
         super().__init__(function, options)
         self.function = function
@@ -49,6 +51,23 @@ class RemoteFunction(Declaration, Generic[R]):
 
     def __repr__(self) -> str:
         return f"<RemoteFunction {self._name}; call it with .remote(...)>"
+
+    if TYPE_CHECKING:
+
+        @overload
+        def remote(
+            self: RemoteFunction[Coroutine[Any, Any, R2]], /, *args: Any, **kwargs: Any
+        ) -> ObjectRef[R2]: ...
+        @overload
+        def remote(
+            self: RemoteFunction[Iterator[R2]], /, *args: Any, **kwargs: Any
+        ) -> ObjectRefGenerator[R2]: ...
+        @overload
+        def remote(
+            self: RemoteFunction[AsyncIterator[R2]], /, *args: Any, **kwargs: Any
+        ) -> ObjectRefGenerator[R2]: ...
+        @overload
+        def remote(self, /, *args: Any, **kwargs: Any) -> ObjectRef[R_co]: ...
 
     def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Start a task.
