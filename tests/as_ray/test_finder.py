@@ -80,7 +80,9 @@ def test_a_class_may_inherit_from_what_is_absent_and_cannot_be_instantiated() ->
 def test_annotations_with_what_is_absent_are_fine() -> None:
     module: Any = importlib.import_module("ray.data")
 
-    assert all([module.Dataset | None, None | module.Dataset, module.Dataset[int], module.Dataset.Inner | int])
+    assert all(
+        [module.Dataset | None, None | module.Dataset, module.Dataset[int], module.Dataset.Inner | int]
+    )
 
 
 def test_what_ray_has_removed_fails_as_in_ray_with_a_word_on_what_replaced_it() -> None:

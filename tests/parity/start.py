@@ -58,7 +58,9 @@ def main() -> None:
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         for name, way in ways.items():
             taken = seconds(*way)
-            print(f"{name:8} median {statistics.median(taken):6.2f} s, least {taken[0]:6.2f} s, of {len(taken)} runs")
+            print(
+                f"{name:8} median {statistics.median(taken):6.2f} s, least {taken[0]:6.2f} s, of {len(taken)} runs"
+            )
 
 
 if __name__ == "__main__":

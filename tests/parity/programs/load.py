@@ -38,7 +38,6 @@ class Pool:
         time.sleep(0.05)
         with self.lock:
             self.now -= 1
-        return threading.current_thread() is threading.main_thread()
 
     def read(self):
         return self.most, self.order
@@ -95,7 +94,8 @@ ray.init(num_cpus=10, include_dashboard=False)
 serve.start(proxy_location="Disabled")
 handle = serve.run(Pool.bind(), route_prefix=None)
 responses = [handle.remote(number) for number in range(12)]
-fact("on the main thread", {response.result() for response in responses})
+for response in responses:
+    response.result()
 most, _ = handle.read.remote().result()
 fact("at most two at once", most)
 one = serve.run(Pool.options(max_ongoing_requests=1).bind(), name="one", route_prefix=None)
