@@ -75,7 +75,7 @@ def get(object_refs: Any, *, timeout: float | None = None, **_: Any) -> Any:
 
 def _values(refs: list[ObjectRef], timeout: float | None) -> list[Any]:
     if not is_in_event_loop():
-        return objects.get(refs, timeout=timeout)  # type: ignore[no-any-return]
+        return objects.get(refs, timeout=timeout)
     now = RealKernel.now  # Ray blocks the loop, and says in its log that one should not
     end = None if timeout is None else now() + timeout
     return [ref.future.result(None if end is None else max(0.0, end - now())) for ref in refs]
