@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,9 @@ import pytest
 
 import threadserve as serve
 from tests.tasks.stage import SEEDS, Stage, on_stage
+from threadserve.runtime.resources import Demand
+from threadserve.tasks.options import TaskOptions
+from threadserve.tasks.pool import Job
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -189,3 +194,10 @@ def test_a_task_that_fails_or_leaves_gives_back_what_it_holds() -> None:
         assert serve.get(worker(stage, num_cpus=2).remote(5)) == 5
 
     on_stage(story)
+
+
+def test_a_job_is_itself_in_every_copy() -> None:
+    job = Job(len, TaskOptions(), Demand())
+
+    assert pickle.loads(pickle.dumps(job)) is job
+    assert copy.deepcopy([job])[0] is job

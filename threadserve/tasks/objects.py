@@ -9,7 +9,7 @@ from threadserve.app.rules import shown
 from threadserve.call.answer import Answer, request_of
 from threadserve.call.blocking import wait_for
 from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
-from threadserve.call.request import check_cancelled
+from threadserve.call.request import Request, check_cancelled
 from threadserve.call.response import check_seconds, refuse_in_event_loop
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.errors import ConfigError
@@ -53,7 +53,12 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     """
     refuse_in_event_loop("serve.get", "use `await ref`")
     if isinstance(refs, Answer):
-        return _get_one(refs, timeout)
+        request = _answered(refs, timeout)
+        del refs  # as in Request.unwrap
+        try:
+            return request.unwrap()
+        finally:
+            del request
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError(
             "serve.get takes refs, not the generator of refs: read it with `for ref in generator`"
@@ -66,7 +71,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     return values[0] if is_one else values
 
 
-def _get_one(ref: Answer[Any], timeout: float | None) -> Any:
+def _answered(ref: Answer[Any], timeout: float | None) -> Request:
+    """Wait for the answer of one request, and return that."""
     request = request_of(ref)
     if timeout is not None:
         check_seconds("timeout", timeout)
@@ -76,11 +82,7 @@ def _get_one(ref: Answer[Any], timeout: float | None) -> Any:
         if not is_done:
             raise TimeoutError(f"{ref!r} was not done within timeout={timeout} s; it goes on")
     check_cancelled()
-    del ref  # as in Request.unwrap
-    try:
-        return request.unwrap()
-    finally:
-        del request
+    return request
 
 
 def put(value: R) -> ObjectRef[R]:
