@@ -94,3 +94,28 @@ def test_without_a_script_the_usage_is_told() -> None:
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("usage: python -m threadserve.as_ray SCRIPT")
     assert (asked.returncode, asked.stdout) == (0, wrong.stderr)
+
+
+@pytest.mark.slow
+def test_a_stream_that_is_not_read_any_more_does_not_keep_the_script_from_ending(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("""
+import itertools
+from ray import serve
+
+@serve.deployment
+class Endless:
+    async def items(self):
+        import asyncio
+        for number in itertools.count():
+            yield number
+            await asyncio.sleep(0.01)
+
+handle = serve.run(Endless.bind(), route_prefix=None).options(stream=True)
+stream = handle.items.remote()
+print(next(stream), next(stream))
+del stream
+""")
+    done = run(WAYS[0], str(script))
+
+    assert (done.stdout, done.stderr, done.returncode) == ("0 1\n", "", 0)

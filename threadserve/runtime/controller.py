@@ -319,10 +319,14 @@ class Controller:
         for level in levels:
             for pool in level:
                 pool.close("the process is exiting")
-            for request in [
-                request for pool in level for seat in pool.seats for request in list(seat.running)
+            for router, request in [
+                (pool.router, request)
+                for pool in level
+                for seat in pool.seats
+                for request in list(seat.running)
             ]:
-                if request.channel is not None and request.adapter is None and request.is_root:
+                is_of_handle = request.adapter in (None, router.isolation)
+                if request.channel is not None and is_of_handle and request.is_root:
                     request.cancel()  # its reader, the program, has come to its end
                 if not is_reported and not wait_for(
                     request, max(0.0, start + patience_s - self._kernel.now())
