@@ -3,6 +3,7 @@
 # make test       the tests                  make test ARGS="tests/call -k chain"
 # make check      format, lint, types
 # make bench      the benchmarks             make bench SMOKE=1 shows that they run
+# make parity     the programs of tests/parity on a real Ray cluster (installs Ray: 500 MB, and takes minutes)
 # make clean      away with the environment and all caches
 #
 # Each makes the virtual environment it needs; PYTHON=... and VENV=... choose another one.
@@ -12,6 +13,7 @@ VENV   ?= .venv
 ARGS   ?=
 SMOKE  ?=
 RESULTS ?= benchmarks/results
+RAY    ?= .venv-ray
 
 bin     := $(VENV)/bin
 install := $(bin)/python -m pip --disable-pip-version-check install -qq --use-pep517
@@ -20,7 +22,7 @@ install := $(bin)/python -m pip --disable-pip-version-check install -qq --use-pe
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two installs into one environment would trip over each other
 .SECONDARY:
-.PHONY: help demo test check format lint mypy pyright bench clean
+.PHONY: help demo test check format lint mypy pyright bench parity clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -49,8 +51,11 @@ bench: $(VENV)/.installed-bench
 	$(bin)/python -m benchmarks all $(if $(filter-out 0,$(SMOKE)),--smoke,--results $(RESULTS))
 	$(if $(filter-out 0,$(SMOKE)),,$(bin)/python -m benchmarks targets --from $(RESULTS) --results $(RESULTS))
 
+parity: $(VENV)/.installed-test $(RAY)/.installed
+	nice $(bin)/python tests/parity/compare.py --python $(RAY)/bin/python $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(RAY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A stamp is as old as its install; a changed setup.cfg makes it out of date.
 $(VENV)/.installed: setup.cfg setup.py | $(bin)/python
@@ -59,6 +64,11 @@ $(VENV)/.installed: setup.cfg setup.py | $(bin)/python
 
 $(VENV)/.installed-%: setup.cfg setup.py | $(bin)/python
 	$(install) -e '.[$*]'
+	@touch $@
+
+$(RAY)/.installed:
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip --disable-pip-version-check install -qq 'ray[serve]==2.60.*'
 	@touch $@
 
 # Debian's python3 comes without ensurepip: fall back to virtualenv, then to the pip beside python3.

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from threadserve.app.deployment import Application
     from threadserve.app.graph import Plan
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, WaiterLike
     from threadserve.handle import DeploymentHandle
+    from threadserve.http.late import LateServer
     from threadserve.http.server import Server
 
 __all__ = [
@@ -65,7 +67,7 @@ class _Runtime:
         self.kernel = kernel
         self.controller = Controller(self.kernel, resources)
         self._lock = kernel.lock()  # held while the server is being started or found to be of no use
-        self.server: Server | None = None
+        self.server: Server | LateServer | None = None
         self.serves_all = False  # whether apps that name no prefix are served
         self._enders: list[WaiterLike] | None = []  # guarded by _lock; who shuts down, None when that is done
         self._is_real = isinstance(kernel, RealKernel)  # what is simulated is ended in other ways as well
@@ -85,13 +87,32 @@ class _Runtime:
                 server.start()
                 self.server = server
 
-    def deploy(self, plan: Plan, prefix: str | None) -> DeploymentHandle[Any]:
+    def serve_http_late(self, options: HTTPOptions) -> None:
+        """Take the port, unless there is a server; what serves there starts with the first client."""
+        if not self._is_real:
+            raise NotSupportedError("there is no HTTP in a simulation: it has no sockets; call the handle")
+        with self._lock:
+            if self.server is None:
+                from threadserve.http.late import LateServer
+
+                self.server = LateServer(
+                    self.kernel, options, self.controller.routes, self.controller.patience
+                )
+
+    def stop_http(self) -> None:
+        """Stop the server, if there is one."""
+        with self._lock:
+            server, self.server = self.server, None
+        if server is not None:
+            server.stop()
+
+    def deploy(self, plan: Plan, prefix: str | None, isolation: Isolation | None) -> DeploymentHandle[Any]:
         """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
         if prefix is None:
-            return self.controller.deploy(plan, None)
+            return self.controller.deploy(plan, None, isolation)
         self.serve_http(HTTPOptions())
         try:
-            return self.controller.deploy(plan, prefix)
+            return self.controller.deploy(plan, prefix, isolation)
         except BaseException:
             server = None
             with self._lock:
@@ -117,7 +138,7 @@ class _Runtime:
             waiter.wait()
             self.controller.shutdown()  # the first may have been in a replica, and has not waited for that
 
-    def _end(self, server: Server | None) -> None:
+    def _end(self, server: Server | LateServer | None) -> None:
         try:
             if server is not None:
                 server.stop()
@@ -208,6 +229,8 @@ def run(
     name: str = "default",
     route_prefix: str | Unset | None = UNSET,
     logging_config: object = None,
+    *,
+    strict: bool = False,
 ) -> DeploymentHandle[T]:
     """Bring an app up and return the handle of its ingress, the deployment that was bound last.
 
@@ -223,22 +246,75 @@ def run(
         route_prefix: Serve HTTP under this prefix, on 127.0.0.1:8000 unless ``start`` said otherwise. None for no HTTP.
             When it is not given: "/" if ``start`` was called, else no HTTP.
         logging_config: Accepted for Ray Serve's sake; without effect.
+        strict: Keep deployments and callers apart as a cluster would: arguments, results and bind arguments arrive as
+            copies, made by cloudpickle, and a method that changes an argument is reported with a RuntimeWarning.
 
     Raises:
         TypeError: `target` is no application, for example a deployment without ``.bind()``.
-        ConfigError: The name, the prefix or the graph is wrong, or the prefix belongs to another app.
+        ConfigError: The name, the prefix or the graph is wrong, or the prefix belongs to another app. With `strict`:
+            a class, function or bind argument could not be shipped to a cluster; says which part of it cannot.
         ReplicaStartError: A constructor failed; the user's exception is its ``__cause__``.
     """
     _check_name(name)
     plan = build(target, name)
-    prefix = _check_prefix(name, route_prefix)
+    prefix = check_prefix(name, route_prefix)
     runtime = _current()
     if isinstance(prefix, Unset):
         prefix = "/" if runtime.serves_all else None
-    handle = runtime.deploy(plan, prefix)
+    handle = runtime.deploy(plan, prefix, _isolation_for(plan) if strict else None)
     if blocking:
         _block(runtime)
     return handle
+
+
+def begin(resources: Mapping[str, object]) -> None:
+    """Start the runtime with these resources, if there is none; for ``as_ray``."""
+    _current(resources)
+
+
+def run_isolated(
+    target: Application[Any], name: str, route_prefix: str | None, isolation: Isolation
+) -> DeploymentHandle[Any]:
+    """Run an app whose values pass through `isolation`; for ``as_ray``. HTTP is for ``serve_http_late``. See ``run``."""
+    plan = build(target, name)
+    return _current().controller.deploy(plan, route_prefix, isolation)
+
+
+def serve_http_late(options: HTTPOptions) -> None:
+    """Take the port now, and start the server when the first client comes; for ``as_ray``. Nothing where one serves.
+
+    Raises:
+        ServeError: The port is taken.
+    """
+    _current().serve_http_late(options)
+
+
+def delete_all() -> None:
+    """Stop serving HTTP and take all apps down; the runtime goes on, with its tasks and actors. For ``as_ray``."""
+    runtime = _ground().runtime
+    if runtime is not None:
+        runtime.stop_http()
+        for name in runtime.controller.status().applications:
+            runtime.controller.delete(name)
+
+
+def wait_for_shutdown() -> None:
+    """Serve until Ctrl-C, or until a shutdown from elsewhere; for ``as_ray``."""
+    _block(_current())
+
+
+def _isolation_for(plan: Plan) -> Isolation:
+    """Return what keeps the deployments of `plan` apart; raises ConfigError for what could not be shipped."""
+    from threadserve.call.isolation import Isolation, refuse_unshippable
+
+    for planned in plan.deployments:
+        what = f"app {plan.app!r}: deployment {planned.name!r}"
+        refuse_unshippable(what, getattr(planned.target, "__qualname__", planned.name), planned.target)
+        for index, value in enumerate(planned.init_args):
+            refuse_unshippable(what, f"bind argument {index}", value)
+        for name, value in planned.init_kwargs.items():
+            refuse_unshippable(what, f"bind argument {name}", value)
+    return Isolation()
 
 
 def run_many(targets: Sequence[RunTarget], blocking: bool = False) -> list[DeploymentHandle[Any]]:
@@ -273,19 +349,26 @@ class running(Generic[T]):  # noqa: N801 - used like a function
         target: What ``.bind()`` returned.
         name: Names the app; without it the app gets a name that no other has, and nothing stays of it if it does not start.
         route_prefix: As in ``run``.
+        strict: As in ``run``.
     """
 
     def __init__(
-        self, target: Application[T], *, name: str | None = None, route_prefix: str | None = None
+        self,
+        target: Application[T],
+        *,
+        name: str | None = None,
+        route_prefix: str | None = None,
+        strict: bool = False,
     ) -> None:
         self._target = target
         self._is_named = name is not None
         self._name = f"app-{next(_numbers)}" if name is None else name
         self._prefix = route_prefix
+        self._strict = strict
 
     def __enter__(self) -> DeploymentHandle[T]:
         try:
-            return run(self._target, name=self._name, route_prefix=self._prefix)
+            return run(self._target, name=self._name, route_prefix=self._prefix, strict=self._strict)
         except BaseException:
             if not self._is_named:
                 delete(self._name)
@@ -425,7 +508,8 @@ def _check_name(name: object) -> None:
         raise ConfigError(f"the name of an app must be a non-empty string, not {name!r}")
 
 
-def _check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
+def check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
+    """Return the route prefix of app `name`, or raise ConfigError."""
     if prefix is None or isinstance(prefix, Unset):
         return prefix
     if not isinstance(prefix, str):

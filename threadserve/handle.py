@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from threadserve.call import directory
 from threadserve.call.deadline import BOUND, check_timeout
@@ -50,6 +50,9 @@ class DeploymentHandle(Generic[T_co]):
     ``remote`` never blocks and never raises for what the call contains; what went wrong arrives at the response.
     Handles are cheap, safe from any thread, may be passed around, kept across redeploys, and pickled.
     """
+
+    _response_type: ClassVar[type[DeploymentResponse[Any]]] = DeploymentResponse
+    _stream_type: ClassVar[type[DeploymentResponseGenerator[Any]]] = DeploymentResponseGenerator
 
     def __init__(
         self,
@@ -227,7 +230,7 @@ class DeploymentHandle(Generic[T_co]):
                 parent = None
             request.descend_from(parent, self._timeout_s, bound)
         router.assign(request)
-        return DeploymentResponseGenerator(request) if self._stream else DeploymentResponse(request)
+        return self._stream_type(request) if self._stream else self._response_type(request)
 
     def _refuse_option(self, name: str) -> NoReturn:
         import difflib

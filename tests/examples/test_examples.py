@@ -57,6 +57,20 @@ def test_stream() -> None:
 
 
 @pytest.mark.slow
+def test_unmodified_ray_script() -> None:
+    script = str(EXAMPLES / "unmodified_ray_script.py")
+    command = [sys.executable, "-m", "threadserve", "exec", script]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "[{'to': 2, 'be': 2, 'or': 1, 'not': 1}, {'tomorrow': 2, 'and': 1}]",
+        "{'be': 1, 'quick': 1}",
+        "RayTaskError(ValueError) - ValueError('there are no words')",
+    ]
+
+
+@pytest.mark.slow
 def test_tasks_and_actors() -> None:
     assert run("tasks_and_actors").splitlines() == [
         "squares: 285, doubled: 570",

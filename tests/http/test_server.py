@@ -16,7 +16,7 @@ import threadserve as serve
 from threadserve.app.config import HTTPOptions
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import ServeError
-from threadserve.http import server as server_module
+from threadserve.http import listener as listener_module
 from threadserve.http.server import Server
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def has_ipv6() -> bool:
 
 def test_responses_do_not_wait_for_nagle() -> None:
     # asyncio sets TCP_NODELAY only on sockets that name their protocol.
-    with closing(server_module._listen("127.0.0.1", 0)) as listener:
+    with closing(listener_module.listen("127.0.0.1", 0)) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 

@@ -33,6 +33,7 @@ __all__ = ["command"]
 )
 @click.option("--name", default="default", show_default=True, help="The name of the app.")
 @click.option("--route-prefix", default="/", show_default=True, help="The path under which it is served.")
+@click.option("--as-ray", is_flag=True, help="MODULE imports ray: let threadserve stand in for it.")
 @click.option("-d", "--app-dir", default=".", show_default=True, help="Where to look for MODULE first.")
 def command(
     import_path: str,
@@ -42,6 +43,7 @@ def command(
     port: int,
     name: str,
     route_prefix: str,
+    as_ray: bool,
     app_dir: str,
 ) -> None:
     """Serve an application over HTTP until Ctrl-C.
@@ -54,21 +56,33 @@ def command(
 
     given = dict(map(_split, arguments))
     try:
+        if as_ray:
+            from threadserve.as_ray import install
+
+            install()
         app = load_application(import_path, given, app_dir)
-        _serve(app, HTTPOptions(host=host, port=port), name, route_prefix)
+        _serve(app, HTTPOptions(host=host, port=port), name, route_prefix, as_ray)
     except Exception as error:
         if not _explain(error):
             raise
         sys.exit(1)
 
 
-def _serve(app: Application[Any], options: HTTPOptions, name: str, route_prefix: str) -> None:
+def _serve(
+    app: Application[Any], options: HTTPOptions, name: str, route_prefix: str, as_ray: bool = False
+) -> None:
     from threadserve import api
     from threadserve.concurrency.termination import Termination
 
     try:
         api.start(options)
-        api.run(app, name=name, route_prefix=route_prefix)
+        if as_ray:
+            from threadserve.as_ray import serve
+
+            serve.start()
+            serve.run(app, name=name, route_prefix=route_prefix)
+        else:
+            api.run(app, name=name, route_prefix=route_prefix)
         _log_to_stderr()  # not before: what goes wrong until here is told by what is raised
         with Termination() as termination:
             click.echo(f"Serving app {name!r} at {api.http_url()}{route_prefix} (Ctrl-C stops)", err=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -14,9 +11,11 @@ from threadserve.call.request import current_request
 from threadserve.concurrency.loops import run_coroutine
 from threadserve.concurrency.outcome import Error, Outcome, capture
 from threadserve.errors import ServeError
+from threadserve.http.listener import listen, url_of
 from threadserve.http.routes import ConnectionCut, Route, Routes
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from threadserve.app.config import HTTPOptions
@@ -26,7 +25,6 @@ __all__ = ["Server"]
 
 _GRACE_S = 20.0  # as long as a deployment gives its requests, unless it says otherwise
 _LEAST_S = 0.25  # for what needs no patience: connections that are idle are closed one turn of the loop later
-_REACHED_AT = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # listening everywhere is no address
 
 
 class Server:
@@ -37,6 +35,7 @@ class Server:
         options: Where to serve, and how.
         routes: Asked with each request: route prefix -> (app, ingress handle). Must not block.
         patience: Asked when it stops: how many seconds what runs may take to finish. Must not block.
+        listener: A socket that listens already; without one, `options` say where.
     """
 
     def __init__(
@@ -45,9 +44,11 @@ class Server:
         options: HTTPOptions,
         routes: Callable[[], dict[str, Route]],
         patience: Callable[[], float] = lambda: _GRACE_S,
+        listener: socket.socket | None = None,
     ) -> None:
         self._kernel = kernel
         self._patience = patience
+        self._listener = listener
         self._options = options
         self._app = Routes(routes, options.request_timeout_s)
         self._uvicorn: _Uvicorn | None = None
@@ -63,8 +64,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where clients on this machine find it, such as ``http://127.0.0.1:8000``."""
-        host = _REACHED_AT.get(self._options.host, self._options.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return url_of(self._options.host, self.port)
 
     def start(self) -> None:
         """Begin to serve. Blocks until connections are accepted. Once.
@@ -72,7 +72,7 @@ class Server:
         Raises:
             ServeError: The port is taken, or cannot be had for another reason.
         """
-        listener = _listen(self._options.host, self._options.port)
+        listener = self._listener or listen(self._options.host, self._options.port)
         self.port = listener.getsockname()[1]
         ready = self._kernel.waiter()
         self._uvicorn = _Uvicorn(_config(self._app, self._options), ready.set)
@@ -157,33 +157,3 @@ def _config(app: Routes, options: HTTPOptions) -> uvicorn.Config:
 def _has_no_news(record: logging.LogRecord) -> bool:
     """Keep from uvicorn's log that a connection was cut: the reason for it stands in ours."""
     return not (record.exc_info and isinstance(record.exc_info[1], ConnectionCut))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; only then is it certain that the port is ours."""
-    try:
-        found = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        # Naming the protocol matters: only where it is named, asyncio spares us Nagle's 40 ms per response.
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise _refusal(host, port, error) from error
-    try:
-        if os.name == "posix":  # to take a port again soon after; elsewhere it would mean to share one
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise _refusal(host, port, error) from error
-    return listener
-
-
-def _refusal(host: str, port: int, error: OSError) -> ServeError:
-    if error.errno == errno.EADDRINUSE:
-        return ServeError(
-            f"cannot serve HTTP on {host}:{port}: the port is taken; name another one, or 0 for any free one"
-        )
-    return ServeError(f"cannot serve HTTP on {host}:{port}: {error.strerror or error}")

@@ -54,6 +54,7 @@ from threadserve.router.seats import Seat, Seats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
@@ -84,6 +85,8 @@ class Router:
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
         self.lock: Lock = kernel.lock()
+        self.isolation: Isolation | None = None
+        """What every request passes on its way in; None where callers and replicas share their values."""
         self._limits = Limits()  # guarded by lock, as all below
         self._most_queued = -1
         self._closed_because: str | None = "it is not deployed"
@@ -133,7 +136,7 @@ class Router:
 
     # ---- what the runtime decides
 
-    def open(self, limits: Limits) -> int:
+    def open(self, limits: Limits, isolation: Isolation | None = None) -> int:
         """Take requests from now on, within `limits`; they queue until there is a replica.
 
         Returns:
@@ -143,6 +146,7 @@ class Router:
             self._limits = limits
             self._most_queued = limits.max_queued_requests
             self.stream_buffer_size = limits.stream_buffer_size
+            self.isolation = isolation
             self._closed_because = None
             self._opening += 1
             return self._opening
@@ -225,6 +229,8 @@ class Router:
     def assign(self, request: Request) -> None:
         """Take over `request` and see to its answer. Never blocks, never raises."""
         try:
+            if self.isolation is not None:
+                self.isolation.enter(request)
             count = count_inputs(request)
         except Exception as error:  # a refusal, or what a class raises that does not want to be looked at
             request.answer(Error(error.with_traceback(None)))  # whose frames hold the arguments

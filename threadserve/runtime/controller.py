@@ -43,6 +43,7 @@ from threadserve.runtime.version import App, Place, Retirement, Version, overvie
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock
     from threadserve.router.seats import Seat
 
@@ -114,8 +115,12 @@ class Controller:
 
     # ---- deploy
 
-    def deploy(self, plan: Plan, route_prefix: str | None = None) -> DeploymentHandle[Any]:
+    def deploy(
+        self, plan: Plan, route_prefix: str | None = None, isolation: Isolation | None = None
+    ) -> DeploymentHandle[Any]:
         """Bring up `plan`, put it in the place of the app's present version, and return the ingress handle. Blocks.
+
+        With `isolation`, its deployments and their callers share no values.
 
         Raises:
             ConfigError: Another app has the route prefix.
@@ -131,7 +136,7 @@ class Controller:
             self._ledger.check_together(asks)
         with self._turn(plan.app):
             app = self._begin(plan, route_prefix)
-            version = Version(plan, f"{self._kernel.random.getrandbits(40):010x}")
+            version = Version(plan, f"{self._kernel.random.getrandbits(40):010x}", isolation)
             try:
                 with self._lock:
                     app.coming = version
@@ -230,7 +235,13 @@ class Controller:
         gpu_ids = [held.gpu_ids for held in version.reservations if held.deployment == f"{plan.app}/{name}"]
         arguments = fill((planned.init_args, planned.init_kwargs), lambda child: self.handle(plan.app, child))
         return Pool(
-            self._kernel, self._router(plan.app, name), planned, arguments, version.code_version, gpu_ids
+            self._kernel,
+            self._router(plan.app, name),
+            planned,
+            arguments,
+            version.code_version,
+            gpu_ids,
+            version.isolation,
         )
 
     def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:
@@ -327,10 +338,14 @@ class Controller:
         for level in levels:
             for pool in level:
                 pool.close("the process is exiting")
-            for request in [
-                request for pool in level for seat in pool.seats for request in list(seat.running)
+            for router, request in [
+                (pool.router, request)
+                for pool in level
+                for seat in pool.seats
+                for request in list(seat.running)
             ]:
-                if request.channel is not None and request.adapter is None and request.is_root:
+                is_of_handle = request.adapter in (None, router.isolation)
+                if request.channel is not None and is_of_handle and request.is_root:
                     request.cancel()  # its reader, the program, has come to its end
                 if not is_reported and not wait_for(
                     request, max(0.0, start + patience_s - self._kernel.now())

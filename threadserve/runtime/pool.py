@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from threadserve.app.graph import PlannedDeployment
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
     from threadserve.router.router import Router
     from threadserve.router.seats import Seat
@@ -50,6 +51,7 @@ class Pool:
         arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
         version: str,
         gpu_ids: Sequence[tuple[str, ...]] = (),
+        isolation: Isolation | None = None,
     ) -> None:
         self._kernel = kernel
         self._planned = planned
@@ -57,6 +59,7 @@ class Pool:
         self._arguments = arguments
         self._version = version
         self._gpu_ids = gpu_ids
+        self._isolation = isolation
         self._opening: int | None = None
         self._is_hurried = False
         self._started = kernel.waiter()
@@ -127,7 +130,7 @@ class Pool:
 
     def open(self) -> None:
         """Have the router take requests, within this pool's limits; they queue until there are seats."""
-        self._opening = self.router.open(self.limits)
+        self._opening = self.router.open(self.limits, self._isolation)
 
     def begin(self) -> None:
         """Start every replica, each on a thread of its own. Never blocks."""
@@ -176,6 +179,8 @@ class Pool:
 
     def _make(self, rank: int) -> ThreadReplica:
         args, kwargs = self._arguments
+        if self._isolation is not None:
+            args, kwargs = self._isolation.bound(args, kwargs)
         return ThreadReplica(
             self._kernel,
             Target(self._planned.target, args, kwargs),
@@ -220,15 +225,17 @@ class Pool:
         """Start a replica, another one each time, only as often as the user allows; or return the last failure."""
         delay = _FIRST_RETRY_S
         while True:
-            replica = self._make(rank)
+            replica = None
             try:
+                replica = self._make(rank)
                 replica.start(copy.deepcopy(self._config.user_config))
                 if replica.has_health_check:
                     check(self._kernel, replica, self._config.health_check_timeout_s)
                 return replica, None
             except BaseException as error:
                 failure = error
-            replica.stop(_STOP_S)
+            if replica is not None:
+                replica.stop(_STOP_S)
             attempts -= 1
             if not attempts or not self._nap(delay):
                 return None, failure

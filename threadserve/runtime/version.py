@@ -15,6 +15,7 @@ from threadserve.runtime.status import (
 
 if TYPE_CHECKING:
     from threadserve.app.graph import Plan
+    from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, WaiterLike
     from threadserve.runtime.pool import Pool
     from threadserve.runtime.resources import Reservation
@@ -25,9 +26,10 @@ __all__ = ["App", "Place", "Retirement", "Version", "overview"]
 class Version:
     """One deployed plan: its pools, level by level, children first."""
 
-    def __init__(self, plan: Plan, code_version: str) -> None:
+    def __init__(self, plan: Plan, code_version: str, isolation: Isolation | None = None) -> None:
         self.plan = plan
         self.code_version = code_version
+        self.isolation = isolation
         self.levels: list[list[Pool]] = []
         self.reservations: list[Reservation] = []
         self.called_off = ""
