@@ -2,7 +2,7 @@
 # make demo       a composed app served over HTTP and called by a client
 # make test       the tests                  make test ARGS="tests/call -k chain"
 # make check      format, lint, types
-# make bench      the benchmarks             make bench SMOKE=1
+# make bench      the benchmarks             make bench SMOKE=1 shows that they run
 # make parity     the programs of tests/parity on a real Ray cluster (installs Ray: 500 MB, and takes minutes)
 # make clean      away with the environment and all caches
 #
@@ -13,6 +13,7 @@ VENV   ?= .venv
 ARGS   ?=
 SMOKE  ?=
 RAY    ?= .venv-ray
+RESULTS ?= benchmarks/results
 
 bin     := $(VENV)/bin
 install := $(bin)/python -m pip --disable-pip-version-check install -qq --use-pep517
@@ -47,9 +48,8 @@ pyright: $(VENV)/.installed-dev
 	$(bin)/pyright --pythonpath $(bin)/python
 
 bench: $(VENV)/.installed-bench
-	@set -e; for file in $(filter-out benchmarks/report.py,$(sort $(wildcard benchmarks/*.py))); do \
-	  echo "== $$file"; $(bin)/python "$$file" $(if $(filter-out 0,$(SMOKE)),--smoke); \
-	done
+	$(bin)/python -m benchmarks all $(if $(filter-out 0,$(SMOKE)),--smoke,--results $(RESULTS))
+	$(if $(filter-out 0,$(SMOKE)),,$(bin)/python -m benchmarks targets --from $(RESULTS) --results $(RESULTS))
 
 parity: $(VENV)/.installed-test $(RAY)/.installed
 	nice $(bin)/python tests/parity/compare.py --python $(RAY)/bin/python $(ARGS)

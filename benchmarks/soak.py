@@ -2,8 +2,8 @@
 
 Random graphs of deployments are called by more clients than they have slots for, while faults come at random points:
 exceptions, SystemExit, deadlines, cancellations, streams left half read, calls in a circle, redeploys, deletions.
-Then the account is drawn up. The exit status is 1 if it does not add up. One seed makes the same graphs and plans
-each time; the order in which the threads meet is the machine's.
+Then the account is drawn up. The exit status is 1 if it does not add up. One seed makes the same graphs, plans and
+troubles each time, and what will be done is printed first; the order in which the threads meet is the machine's.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from report import table
-
 import threadserve as serve
+from benchmarks.report import table
 from threadserve import futures
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ MINUTES, SMOKE_S = 3.0, 8.0
 LAYERS = 3
 CLIENTS = 6
 WINDOW = 24
+SHOWN = 12
+"""So many of the troubles are printed; the seed makes the others as well."""
 HANG_S = 60.0
 """Whoever waits longer than this for an answer is said to hang."""
 
@@ -251,25 +252,83 @@ class Node:
         return 1
 
 
-def make_graph(chance: random.Random, account: Account) -> Any:
-    """Bind a graph of random width, slots, replicas and queues; its top has the whole layer below it."""
-    layer: list[Any] = []
-    for depth in range(LAYERS):
-        width = 1 if depth == LAYERS - 1 else chance.randint(1, 3)
-        made = []
-        for number in range(width):
-            limit = chance.randint(1, 6)
-            node: Any = serve.deployment(Node).options(
+@dataclass(frozen=True)
+class Shape:
+    """One deployment of a graph."""
+
+    name: str
+    replicas: int
+    slots: int
+    queue: int
+    buffer: int
+
+    def __str__(self) -> str:
+        queue = "" if self.queue < 0 else f", queue {self.queue}"
+        return f"{self.name} ({self.replicas} x {self.slots} slots{queue}, buffer {self.buffer})"
+
+
+def draw_graph(chance: random.Random) -> list[list[Shape]]:
+    """Draw a graph of random width, slots, replicas and queues, layer by layer from the leaves."""
+    return [
+        [
+            Shape(
                 name=f"layer {depth} node {number}",
-                num_replicas=chance.randint(1, 3),
-                max_ongoing_requests=limit,
-                max_queued_requests=chance.choice([-1, 20, 100]),
-                stream_buffer_size=chance.choice([1, 4, 64]),
+                replicas=chance.randint(1, 3),
+                slots=chance.randint(1, 6),
+                queue=chance.choice([-1, 20, 100]),
+                buffer=chance.choice([1, 4, 64]),
+            )
+            for number in range(1 if depth == LAYERS - 1 else chance.randint(1, 3))
+        ]
+        for depth in range(LAYERS)
+    ]
+
+
+def bind_graph(graph: list[list[Shape]], account: Account) -> Any:
+    """Bind a graph; each deployment has the whole layer below it."""
+    below: list[Any] = []
+    for layer in graph:
+        below = [
+            serve.deployment(Node)
+            .options(
+                name=shape.name,
+                num_replicas=shape.replicas,
+                max_ongoing_requests=shape.slots,
+                max_queued_requests=shape.queue,
+                stream_buffer_size=shape.buffer,
                 graceful_shutdown_timeout_s=10,
             )
-            made.append(node.bind(account, limit, *layer))
-        layer = made
-    return layer[0]
+            .bind(account, shape.slots, *below)
+            for shape in layer
+        ]
+    return below[0]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What happens to the app while it is called."""
+
+    at_s: float
+    is_deletion: bool
+    """Whether the app is deleted before it is deployed anew."""
+    graph: list[list[Shape]]
+
+    def __str__(self) -> str:
+        verb = "delete, then deploy" if self.is_deletion else "redeploy"
+        return f"at {self.at_s:6.2f} s: {verb} {describe(self.graph)}"
+
+
+def draw_troubles(chance: random.Random, seconds: float) -> list[Trouble]:
+    troubles: list[Trouble] = []
+    at_s = chance.uniform(0.2, 1.5)
+    while at_s < seconds:
+        troubles.append(Trouble(at_s, chance.random() < 0.2, draw_graph(chance)))
+        at_s += chance.uniform(0.2, 1.5)
+    return troubles
+
+
+def describe(graph: list[list[Shape]]) -> str:
+    return " > ".join(" | ".join(map(str, layer)) for layer in reversed(graph))
 
 
 # ---- who calls
@@ -287,10 +346,15 @@ class Client:
     def run(self) -> None:
         window: deque[Any] = deque()
         while time.monotonic() < self.end:
-            window.append(self._send(list(window)))
+            answer = self._send(list(window))
+            window.append(answer)
             if self.chance.random() < 0.05:
                 self._cancel(self.chance.choice(window))
-            if len(window) > WINDOW:
+            # A stream is read before anything else is waited for: its producer has a slot until somebody reads, and if
+            # all slots are held like that by those who wait for another call, nobody is left to go on.
+            if not isinstance(answer, serve.DeploymentResponse):
+                self._take(window.pop())
+            elif len(window) > WINDOW:
                 self._take(window.popleft())
         while window:
             self._take(window.popleft())
@@ -357,15 +421,17 @@ class Client:
             self.account.surprise(f"no answer within {HANG_S:g} s: {answer!r}")
 
 
-def make_trouble(account: Account, chance: random.Random, end: float) -> None:
-    """Redeploy, and now and then delete, what is being called."""
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, chance.uniform(0.2, 1.5)))
-        if chance.random() < 0.2:
+def make_trouble(account: Account, troubles: list[Trouble], begin: float, end: float) -> None:
+    """Redeploy, and now and then delete, what is being called; what is late by then is done at once."""
+    for trouble in troubles:
+        time.sleep(max(0.0, begin + trouble.at_s - time.monotonic()))
+        if time.monotonic() >= end:
+            return
+        if trouble.is_deletion:
             account.fault("deletion")
             serve.delete(APP)
         account.fault("redeploy")
-        serve.run(make_graph(chance, account), name=APP)
+        serve.run(bind_graph(trouble.graph, account), name=APP)
 
 
 # ---- the run
@@ -374,13 +440,20 @@ def make_trouble(account: Account, chance: random.Random, end: float) -> None:
 def soak(seconds: float, seed: int) -> tuple[Account, list[str]]:
     """Run for so long; return the account, and what should not be there any more."""
     account, chance = Account(), random.Random(seed)
+    graph, troubles = draw_graph(chance), draw_troubles(chance, seconds)
+    print(f"seed {seed}, {seconds:g} s, {CLIENTS + 1} clients\nat   0.00 s: deploy {describe(graph)}")
+    for trouble in troubles[:SHOWN]:
+        print(trouble)
+    if len(troubles) > SHOWN:
+        print(f"... and {len(troubles) - SHOWN} more of this kind")
     before = set(threading.enumerate())
-    end = time.monotonic() + seconds
-    handle = serve.run(make_graph(chance, account), name=APP)
+    begin = time.monotonic()
+    end = begin + seconds
+    handle = serve.run(bind_graph(graph, account), name=APP)
     clients = [Client(account, handle, f"{seed} {number}", end) for number in range(CLIENTS + 1)]
     deeds: list[Callable[[], object]] = [client.run for client in clients[1:]]
     deeds.append(lambda: asyncio.run(clients[0].run_async()))
-    deeds.append(lambda: make_trouble(account, chance, end))
+    deeds.append(lambda: make_trouble(account, troubles, begin, end))
     threads = [threading.Thread(target=_reporting, args=(account, deed), daemon=True) for deed in deeds]
     for thread in threads:
         thread.start()

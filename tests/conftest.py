@@ -46,3 +46,12 @@ def no_thread_is_left_behind() -> Iterator[None]:
 
 def is_guest(thread: threading.Thread) -> bool:
     return thread is not threading.current_thread() and not thread.name.startswith(LIVES_ON)
+
+
+@pytest.fixture(autouse=True)
+def nobody_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With THREADSERVE_INLINE=off, have every deployment keep to its own threads: nothing else may change."""
+    if os.environ.get("THREADSERVE_INLINE") == "off":
+        from threadserve.router.router import Router
+
+        monkeypatch.setattr(Router, "run_here", lambda *_: False)

@@ -76,7 +76,7 @@ class _Runtime:
             if self.server is None:
                 from threadserve.http.server import Server
 
-                server = Server(self.kernel, options, self.controller.routes)
+                server = Server(self.kernel, options, self.controller.routes, self.controller.patience)
                 server.start()
                 self.server = server
 
@@ -86,7 +86,9 @@ class _Runtime:
             if self.server is None:
                 from threadserve.http.late import LateServer
 
-                self.server = LateServer(self.kernel, options, self.controller.routes)
+                self.server = LateServer(
+                    self.kernel, options, self.controller.routes, self.controller.patience
+                )
 
     def stop_http(self) -> None:
         """Stop the server, if there is one."""
@@ -131,7 +133,14 @@ class _Runtime:
         try:
             if server is not None:
                 server.stop()
-            self.controller.shutdown()
+        except BaseException:  # Ctrl-C during the drain: the rest of it is skipped
+            self._end_apps(hurry=True)
+            raise
+        self._end_apps()
+
+    def _end_apps(self, *, hurry: bool = False) -> None:
+        try:
+            self.controller.shutdown(hurry=hurry)
         finally:
             inheritance.uninstall()
             _interrupts.uninstall()

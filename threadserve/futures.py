@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias,
 from threadserve.call.answer import Answer, request_of
 from threadserve.call.blocking import block, suspend
 from threadserve.call.response import check_seconds, refuse_in_event_loop
-from threadserve.concurrency.loops import make_future
+from threadserve.concurrency.loops import LoopWaiter, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel
-from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, deliver
+from threadserve.concurrency.waiter import Subscriber, ThreadWaiter, deliver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -337,9 +337,7 @@ class _Arrivals(Generic[S]):
                 return None
             alarm = None if left == math.inf else loop.call_later(left, waiter.wake)
             try:
-                await suspend(
-                    loop, future, needs=self._needs if alarm is None else (), is_ended=self._has_news
-                )
+                await suspend(waiter, needs=self._needs if alarm is None else (), is_ended=self._has_news)
             finally:
                 if alarm is not None:
                     alarm.cancel()

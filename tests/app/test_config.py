@@ -37,6 +37,7 @@ REFUSED: Mapping[str, Sequence[object]] = {
     "max_ongoing_requests": [*NO_COUNTS, None],
     "max_queued_requests": [0, -2, 1.5, "1", None, True],
     "stream_buffer_size": [*NO_COUNTS, None],
+    "inline": [0, 1, None, "no"],
     "user_config": [object(), {1, 2}, {"f": print}],
     "autoscaling_config": [3, [("max_replicas", 2)], {"max_replicas": 0}, {"policy": 3}],
     "backpressure_config": [429, {"status_code": 500}, {"status": 503}, {"retry_after_s": -1}],
@@ -63,6 +64,7 @@ ACCEPTED: Mapping[str, Sequence[object]] = {
     "max_ongoing_requests": [1, 10_000],
     "max_queued_requests": [-1, 1, 10_000],
     "stream_buffer_size": [1],
+    "inline": [True, False],
     "user_config": [None, 3, "text", [1, {"a": None}], {"threshold": 0.5}],
     "graceful_shutdown_timeout_s": [0, 0.5, 1000],
     "graceful_shutdown_wait_loop_s": [0, 2],
@@ -134,6 +136,7 @@ def test_retries_are_not_set_and_streams_run_64_items_ahead_by_default() -> None
 
     assert config.max_constructor_retry_count is None
     assert config.stream_buffer_size == 64
+    assert config.inline is True
 
 
 def test_a_message_names_what_is_allowed() -> None:

@@ -13,6 +13,7 @@ from tests.runtime.test_deadlock import Stage, anothing, nothing, play
 from threadserve.call.blocking import block, suspend, wait_for, wait_for_async
 from threadserve.call.request import Request, current_request
 from threadserve.call.response import request_of
+from threadserve.concurrency.loops import LoopWaiter
 from threadserve.concurrency.outcome import Value
 from threadserve.errors import Cancelled, RequestCancelledError
 
@@ -81,7 +82,7 @@ class TestInPlainCode:
             def set(self) -> None: ...
 
         def story(stage: Stage) -> None:
-            one = stage.deploy()
+            one = stage.deploy(inline=False)
             busy, answer = one.do.remote(lambda: stage.sleep(5)), one.do.remote(nothing)
             request = request_of(answer)
             router: Any = request.router
@@ -102,7 +103,7 @@ class TestInPlainCode:
 class TestInABody:
     def test_a_cancelled_request_ends_the_wait_of_its_body(self) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other")
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", inline=False)
             ended: list[tuple[float, type]] = []
 
             def body() -> None:
@@ -124,7 +125,7 @@ class TestInABody:
     @pytest.mark.parametrize("timeout", [None, 10])
     def test_a_wait_in_a_cancelled_request_does_not_begin(self, timeout: float | None) -> None:
         def story(stage: Stage) -> None:
-            one = stage.deploy()
+            one = stage.deploy(inline=False)
             seen: list[str] = []
 
             def body() -> None:
@@ -146,7 +147,7 @@ class TestInABody:
 
     def test_an_answer_that_is_there_is_a_checkpoint_all_the_same(self) -> None:
         def story(stage: Stage) -> None:
-            one = stage.deploy()
+            one = stage.deploy(inline=False)
             there = one.do.remote(nothing)
             there.result()
             seen = []
@@ -168,7 +169,7 @@ class TestInABody:
 
     def test_a_wait_is_shown_with_what_it_needs_while_it_lasts(self) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other")
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", inline=False)
             needed: list[Request] = []
 
             def body() -> None:
@@ -197,7 +198,7 @@ class TestInABody:
     )
     def test_a_wait_that_may_end_by_itself_is_not_shown(self, why: str) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other")
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", inline=False)
 
             def body() -> None:
                 request = request_of(other.do.remote(lambda: stage.sleep(5)))
@@ -225,7 +226,7 @@ class TestInABody:
 
     def test_an_error_that_the_wait_is_ended_with_is_raised(self) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other")
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", inline=False)
 
             def body() -> str:
                 with pytest.raises(OSError, match="no use"):
@@ -244,7 +245,7 @@ class TestInABody:
 
     def test_a_thread_that_outlives_the_body_waits_on(self) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other")
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", inline=False)
             seen: list[tuple[float, bool]] = []
 
             def body() -> str:
@@ -262,7 +263,7 @@ class TestInABody:
 
     def test_a_thread_beside_the_body_is_stopped_with_it(self) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other")
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", inline=False)
             seen: list[float] = []
 
             def wait_in_a_thread(request: Request) -> None:
@@ -286,7 +287,7 @@ class TestInABody:
 
     def test_the_wait_of_a_thread_beside_it_leaves_the_body_s_own_to_be_seen(self) -> None:
         def story(stage: Stage) -> None:
-            one, other = stage.deploy("one"), stage.deploy("other", slots=2)
+            one, other = stage.deploy("one", inline=False), stage.deploy("other", slots=2, inline=False)
             own: list[Request] = []
 
             def body() -> None:
@@ -341,7 +342,7 @@ class TestInACoroutine:
                     loop = asyncio.get_running_loop()
                     future: asyncio.Future[None] = loop.create_future()
                     loop.call_later(5, future.set_result, None)
-                    await suspend(loop, future)
+                    await suspend(LoopWaiter(loop, future))
                 else:
                     await wait_for_async(request)
 

@@ -13,7 +13,12 @@ import threadserve as serve
 from tests.runtime.test_deadlock import Actor, Stage, anothing, nothing, play
 from threadserve import futures
 from threadserve.call.response import request_of
-from threadserve.errors import Cancelled, RequestCancelledError, RequestTimeoutError
+from threadserve.errors import (
+    Cancelled,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -603,3 +608,22 @@ class TestBadInputs:
             assert one.options(timeout_s=10**9).do.remote(nothing).result() == "nothing"
 
         play(story, seeds=3)
+
+
+def test_a_deadline_that_cannot_be_kept_is_the_answer_of_its_request() -> None:
+    def story(stage: Stage) -> None:
+        one = stage.deploy()
+        call_at = stage.kernel.call_at
+
+        def refuse(deadline: float, fn: Callable[[], object]) -> Any:
+            raise RuntimeError("can't start new thread")
+
+        stage.kernel.call_at = refuse  # type: ignore[method-assign]
+        error = one.options(timeout_s=5).do.remote(nothing).exception()
+        stage.kernel.call_at = call_at  # type: ignore[method-assign]
+
+        assert isinstance(error, DeploymentUnavailableError)
+        assert "deadline that cannot be kept: can't start new thread" in str(error)
+        one.options(timeout_s=5).do.remote(nothing).result()
+
+    play(story, seeds=5)

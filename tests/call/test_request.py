@@ -506,7 +506,10 @@ class TestADeadline:
 
 
 class TestABodyThatMakesCalls:
-    def test_learns_of_its_cancellation_at_its_next_wait(self) -> None:
+    @pytest.mark.parametrize(
+        ("inline", "moment"), [(False, 3), (True, 10)], ids=["on other threads", "on its own"]
+    )
+    def test_learns_of_its_cancellation_at_its_wait(self, inline: bool, moment: float) -> None:
         kernel = SimulatedKernel()
         seen: list[str] = []
 
@@ -527,7 +530,7 @@ class TestABodyThatMakesCalls:
 
         def main() -> None:
             with (
-                deployed(kernel, Child, name="Child") as child,
+                deployed(kernel, Child, name="Child", inline=inline) as child,
                 deployed(kernel, Parent, child.handle, name="Parent") as parent,
             ):
                 response = parent.handle.remote()
@@ -538,7 +541,7 @@ class TestABodyThatMakesCalls:
                 kernel.waiter().wait(20)
 
         kernel.run(main)
-        assert seen == ["cancelled at 3"]
+        assert seen == [f"cancelled at {moment}"]
 
     @pytest.mark.parametrize("ask", ["result", "exception", "stream"])
     def test_meets_a_checkpoint_even_where_the_answer_is_there_already(self, ask: str) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
 import threading
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -46,7 +48,14 @@ class Slow:
         time.sleep(0.5)
         return "answered"
 
-echo, broken, failing, slow = Echo.bind(), Broken.bind(), Failing.bind(), Slow.bind()
+@serve.deployment(graceful_shutdown_timeout_s=60)
+class Endless:
+    def __call__(self):
+        import time
+        print("started", flush=True)
+        time.sleep(60)
+
+echo, broken, failing, slow, endless = Echo.bind(), Broken.bind(), Failing.bind(), Slow.bind(), Endless.bind()
 
 def build(args):
     return Echo.bind(args["word"])
@@ -93,6 +102,28 @@ def test_run_answers_what_it_has_begun(apps: Terminal) -> None:
 
     assert command.end()[0] == 0
     assert answers == ["answered"]
+
+
+def test_a_second_ctrl_c_skips_the_rest_of_the_drain(apps: Terminal) -> None:
+    command = apps.start("apps:endless", "--port", "0")
+    url = command.url()
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/")))) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert command.process.stdout is not None
+        while "started" not in command.process.stdout.readline():
+            pass
+        began = time.monotonic()
+        command.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(httpx.ConnectError):  # it has begun to drain when it listens no more
+            while True:
+                httpx.get(f"{url}-/healthz", timeout=20, trust_env=False)
+
+        command.process.send_signal(signal.SIGINT)
+        status, _, err = command.end()
+
+    assert time.monotonic() - began < 20
+    assert status != 0
+    assert "Endless" in err  # what has been given up is named
 
 
 def test_name_prefix_and_arguments_are_taken_from_the_command_line(apps: Terminal) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import threading
+from contextvars import Context, ContextVar
 from functools import partial
 from typing import Any
 
 import pytest
 
-from threadserve.concurrency.loops import LoopThread, is_cancellation, run_coroutine
+from threadserve.concurrency.loops import LoopThread, is_cancellation, may_time_out, run_coroutine
 from threadserve.concurrency.real import RealKernel
 from threadserve.testing.scheduler import SimulatedKernel, explore
 
@@ -114,6 +115,11 @@ class TestALoopThread:
 
         with contextlib.suppress(BaseException):
             task.exception()
+
+    def test_survives_code_that_stops_the_loop(self, running: Running) -> None:
+        running.do(lambda: running.loop.stop())
+
+        assert running.do(lambda: "goes on") == "goes on"
 
 
 class TestStopping:
@@ -247,6 +253,117 @@ class TestAThreadThatCannotBeStarted:
 
         assert running.do(lambda: "goes on") == "goes on"
         assert running.thread.stop(20)
+
+
+MINE: ContextVar[bool] = ContextVar("mine", default=False)
+
+
+def is_mine(context: Context) -> bool:
+    return context.get(MINE, False)
+
+
+class TestMayTimeOut:
+    """Whether a timer may interrupt a task that waits; asked from another thread than the loop's."""
+
+    @pytest.fixture
+    def task(self, running: Running) -> Any:
+        """A task that waits for ever."""
+        task = running.task(asyncio.Event().wait())
+        yield task
+        running.do(task.cancel)
+
+    @staticmethod
+    def set_a_timer(running: Running, callback: Any, *args: Any, context: Context | None = None) -> None:
+        running.do(lambda: running.loop.call_later(600, callback, *args, context=context))
+        running.do(lambda: None)  # what woke the loop before has been done
+
+    def test_not_where_nobody_has_set_one(self, running: Running, task: Any) -> None:
+        self.set_a_timer(running, print, "somebody else's")
+        running.do(lambda: running.loop.call_later(600, task.cancel)).cancel()
+        running.do(lambda: None)
+
+        assert not may_time_out(task, is_mine)
+
+    @pytest.mark.parametrize("way", ["method", "argument", "closure", "partial", "owner", "nested"])
+    def test_where_one_refers_to_the_task(self, running: Running, task: Any, way: str) -> None:
+        class Scope:
+            def __init__(self) -> None:
+                self.hidden = task
+
+            def cancel(self) -> None:
+                self.hidden.cancel()
+
+        scope = Scope()
+        ways: dict[str, tuple[Any, ...]] = {
+            "method": (task.cancel,),
+            "argument": (print, task),
+            "closure": (lambda: task.cancel(),),
+            "partial": (partial(print, task),),
+            "owner": (scope.cancel,),
+            "nested": (lambda: scope.cancel(),),
+        }
+        self.set_a_timer(running, *ways[way])
+
+        assert may_time_out(task, is_mine)
+
+    def test_where_the_code_of_the_task_has_set_it_for_whatever_it_is(
+        self, running: Running, task: Any
+    ) -> None:
+        context = Context()
+        context.run(MINE.set, True)
+        self.set_a_timer(running, print, context=context)
+
+        assert may_time_out(task, is_mine)
+
+    def test_where_the_task_is_being_cancelled_already(self) -> None:
+        async def ask() -> tuple[bool, bool]:
+            task = asyncio.create_task(asyncio.Event().wait())
+            await asyncio.sleep(0)
+            before = may_time_out(task, is_mine)
+            task.cancel()
+            return before, may_time_out(task, is_mine)
+
+        assert asyncio.run(ask()) == (False, True)
+
+    def test_where_the_loop_does_not_show_its_timers(self) -> None:
+        class Task:
+            def get_loop(self) -> object:
+                return object()
+
+        assert may_time_out(Task(), is_mine)
+
+    def test_not_where_a_thread_waits(self) -> None:
+        assert not may_time_out(threading.get_ident(), is_mine)
+
+    def test_runs_no_code_of_the_users(self, running: Running, task: Any) -> None:
+        class Touchy:
+            def __getattr__(self, name: str) -> Any:
+                raise AssertionError(name)
+
+            def __eq__(self, other: object) -> bool:
+                raise AssertionError(other)
+
+            __hash__ = object.__hash__
+
+            def __call__(self) -> None: ...
+
+        touchy = Touchy()
+        self.set_a_timer(running, lambda: touchy(), touchy)
+
+        assert not may_time_out(task, is_mine)
+
+    @pytest.mark.slow
+    def test_may_be_asked_while_the_loop_is_busy_with_timers(self, running: Running, task: Any) -> None:
+        async def churn() -> None:
+            for _ in range(2000):
+                timers = [running.loop.call_later(0.0001 * (n % 3), int) for n in range(40)]
+                for timer in timers[::2]:
+                    timer.cancel()
+                await asyncio.sleep(0)
+
+        churning = running.task(churn())
+        while not churning.done():
+            assert not may_time_out(task, is_mine)
 
 
 class TestRunCoroutine:

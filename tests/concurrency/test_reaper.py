@@ -4,7 +4,7 @@ import gc
 import logging
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from threadserve.concurrency.real import RealKernel
 from threadserve.testing.scheduler import SimulatedKernel, explore
@@ -233,3 +233,49 @@ class TestCallbacks:
                 assert ghost() is None
 
         explore(scenario, 20)
+
+    def test_that_no_thread_can_be_started_for_are_run_by_whoever_posts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def scenario(kernel: SimulatedKernel) -> None:
+            done: list[int] = []
+            with monkeypatch.context() as poor:
+                poor.setattr(kernel, "spawn", no_thread)
+                kernel.callbacks.post(lambda: done.append(threading.get_ident()))
+            assert done == [threading.get_ident()]
+
+            kernel.callbacks.post(lambda: done.append(threading.get_ident()))
+            kernel.waiter().wait(1)
+            assert len(set(done)) == 2
+
+        explore(scenario, 5)
+
+    def test_that_no_thread_can_be_started_for_wait_for_one_that_runs(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def scenario(kernel: SimulatedKernel) -> None:
+            done: list[int] = []
+            idents: list[int] = []
+            begun, may_end = kernel.waiter(), kernel.waiter()
+
+            def slow() -> None:
+                idents.append(threading.get_ident())
+                begun.set()
+                may_end.wait()
+
+            kernel.callbacks.post(slow)
+            begun.wait()
+            with monkeypatch.context() as poor:
+                poor.setattr(kernel, "spawn", no_thread)
+                for _ in range(3):
+                    kernel.callbacks.post(lambda: done.append(threading.get_ident()))
+                may_end.set()
+                kernel.waiter().wait(1)
+
+            assert done == idents * 3
+
+        explore(scenario, 100)
+
+
+def no_thread(*_: object) -> Any:
+    raise RuntimeError("can't start new thread")

@@ -5,7 +5,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from threadserve.concurrency.waiter import LoopWaiter, Subscriber, ThreadWaiter, Waiter, deliver, wait_on
+from threadserve.concurrency.loops import LoopWaiter
+from threadserve.concurrency.waiter import Subscriber, ThreadWaiter, Waiter, deliver, wait_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,8 +23,9 @@ PROGRAMS = sorted(path for path in EXAMPLES.glob("*.py"))
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
 
 
-def run(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+def run(name: str, *arguments: str, by: tuple[str, ...] = ()) -> str:
+    """Run an example; `by` are the arguments of Python that run it, where it is not run as a program."""
+    command = [sys.executable, *by, str(EXAMPLES / f"{name}.py"), *arguments]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -108,3 +109,28 @@ def test_hello() -> None:
     assert greetings.splitlines() == ["Bonjour Colette", "Hola Dora"]
     assert again == greetings
     assert (unknown.status_code, unknown.text) == (400, "I speak spanish and french only.")
+
+
+@pytest.mark.slow
+def test_pyperf_example() -> None:
+    once = ["--processes", "2", "--values", "1", "--warmups", "0", "--loops", "20", "--min-time", "0.001"]
+
+    assert "greet: Mean" in run("pyperf_example", *once, "--quiet", "--inherit-environ", "PYTHONPATH")
+
+
+@pytest.mark.slow
+def test_pytest_benchmark_example() -> None:
+    by = (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--benchmark-min-rounds=5",
+        "--benchmark-max-time=0.01",
+    )
+
+    said = run("pytest_benchmark_example", by=by)
+
+    assert "test_greeting" in said
+    assert "1 passed" in said

@@ -16,7 +16,7 @@ from threadserve.http.late import LateServer
 
 
 def late_server(port: int = 0) -> LateServer:
-    return LateServer(RealKernel(), HTTPOptions(port=port), dict[str, Any])
+    return LateServer(RealKernel(), HTTPOptions(port=port), dict[str, Any], lambda: 1.0)
 
 
 def can_be_bound(port: int) -> bool:

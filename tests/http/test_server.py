@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 import threading
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -211,15 +212,35 @@ def test_stop_cancels_what_does_not_finish_in_time(web: Web, caplog: pytest.LogC
 
     kernel = RealKernel()
     handle = serve.run(ingress.bind())
-    made = Server(kernel, HTTPOptions(port=0), lambda: {"/": ("default", handle)})
+    made = Server(kernel, HTTPOptions(port=0), lambda: {"/": ("default", handle)}, lambda: 0.05)
     made.start()
     connection = socket.create_connection(("127.0.0.1", made.port))
     connection.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
     assert started.wait(WAIT_S)
 
-    made.stop(timeout_s=0.05)
+    made.stop()
 
     assert cancelled.wait(WAIT_S)
+    assert not http_threads()
+    connection.close()
+
+
+def test_what_runs_has_as_long_as_its_app_gives_it(web: Web) -> None:
+    @serve.deployment(graceful_shutdown_timeout_s=0.05)
+    async def ingress() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    started = threading.Event()
+    web.serve(ingress.bind())
+    connection = web.connect()
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert started.wait(WAIT_S)
+    began = time.monotonic()
+
+    serve.shutdown()
+
+    assert time.monotonic() - began < 10  # which is half of what it has when nobody says otherwise
     assert not http_threads()
     connection.close()
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
+import gc
 import logging
 import threading
 import traceback
 import warnings
+import weakref
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -735,3 +739,106 @@ class TestStopping:
 
             assert isinstance(error, ReplicaDiedError)
             assert "app/D" in str(error)
+
+    @pytest.mark.parametrize(
+        ("call", "line"),
+        [("__call__", "await asyncio.sleep(0.01)  # here"), ("block", "may_end.wait()  # there")],
+    )
+    def test_says_what_keeps_the_loop_from_ending_and_where_it_is(
+        self, kernel: RealKernel, call: str, line: str
+    ) -> None:
+        may_end = threading.Event()
+
+        class Stubborn:
+            async def __call__(self) -> None:
+                while not may_end.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0.01)  # here
+
+            async def block(self) -> None:
+                may_end.wait()  # there
+
+        text = Path(__file__).read_text(encoding="utf-8").splitlines()
+        number = next(n for n, each in enumerate(text, 1) if each.strip() == line)
+        deployment = deploy(kernel, Stubborn)
+        request = request_behind(deployment.handle.options(method_name=call).remote())
+        wait_until(lambda: request.runner is not None)
+        (seat,) = deployment.seats
+        deployment.pool.close("the test is over")
+
+        (stuck,) = seat.replica.stop(0.2)
+
+        assert stuck.startswith("thread app/D#0 loop, which is at\n")
+        assert f"{__file__}:{number}" in stuck or f'"{__file__}", line {number}' in stuck
+        may_end.set()
+        deployment.take_down()
+
+    @pytest.mark.parametrize(
+        "kind", ["a method", "a coroutine", "a failing method", "a finalizer", "an async finalizer"]
+    )
+    def test_frees_the_instance_without_the_cycle_collector(
+        self, kernel: RealKernel, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Model:
+            pass
+
+        class Serving:
+            def __init__(self) -> None:
+                self.model = Model()
+
+            def plain(self) -> None: ...
+
+            async def coroutine(self) -> None: ...
+
+            def failing(self) -> None:
+                raise ValueError
+
+        class Finalized(Serving):
+            def __del__(self) -> None:
+                models.append(weakref.ref(self))
+
+        class AsyncFinalized(Serving):
+            async def __del__(self) -> None:
+                await asyncio.sleep(0)
+
+        cls = {"a finalizer": Finalized, "an async finalizer": AsyncFinalized}.get(kind, Serving)
+        call = {"a coroutine": "coroutine", "a failing method": "failing"}.get(kind, "plain")
+        models: list[weakref.ref[Any]] = []
+        deployment = deploy(kernel, cls)
+        deployment.handle.options(method_name=call).remote().exception(timeout_s=10)
+        models.append(weakref.ref(deployment.seats[0].replica.context.servable_object.model))
+
+        gc.disable()
+        try:
+            deployment.take_down()
+            wait_until(lambda: all(model() is None for model in models))
+        finally:
+            gc.enable()
+
+        assert caplog.text == ""
+
+
+class TestATaskFactoryThatRaises:
+    """asyncio lets code of the user's make the tasks of a loop."""
+
+    class Breaking:
+        async def breaks(self) -> None:
+            def refuse(*_: object, **__: object) -> Any:
+                raise OSError("no tasks today")
+
+            asyncio.get_running_loop().set_task_factory(refuse)
+
+        async def mends(self) -> None:
+            asyncio.get_running_loop().set_task_factory(None)
+
+        async def check_health(self) -> None: ...
+
+    def test_answers_the_request_and_keeps_no_slot(self, kernel: RealKernel) -> None:
+        with deployed(kernel, self.Breaking, max_ongoing_requests=1) as deployment:
+            deployment.handle.breaks.remote().result(timeout_s=10)
+
+            for _ in range(3):
+                error = deployment.handle.mends.remote().exception(timeout_s=10)
+                assert isinstance(error, OSError)
+            with pytest.raises(OSError, match="no tasks today"):
+                deployment.seats[0].replica.check_health()

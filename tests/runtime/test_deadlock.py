@@ -887,7 +887,6 @@ class TestCanStillEnd:
 
         play(story)
 
-    @pytest.mark.xfail(reason="may_time_out in concurrency/loops.py knows the timers of asyncio alone")
     @pytest.mark.parametrize("owner", ["the task itself", "a scope, as anyio has"])
     def test_an_await_that_another_timer_will_cancel(self, owner: str) -> None:
         class Scope:

@@ -118,6 +118,23 @@ async def adie() -> None:
     die()
 
 
+@contextlib.contextmanager
+def no_thread(stage: Stage, *verbs: str) -> Iterator[None]:
+    """Have the system refuse threads with such names for the length of the block."""
+    spawn = stage.kernel.spawn
+
+    def refuse(name: str, fn: Callable[[], object]) -> Any:
+        if name.endswith(verbs):
+            raise RuntimeError("can't start new thread")
+        return spawn(name, fn)
+
+    stage.kernel.spawn = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        stage.kernel.spawn = spawn  # type: ignore[method-assign]
+
+
 # ---- health
 
 
@@ -449,6 +466,7 @@ class TestReplacement:
 
             pauses = [round(later - sooner, 3) for sooner, later in itertools.pairwise(attempts)]
             assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1, 1]
+            stage.sleep(0.01)
             assert app_status(stage).status is ApplicationStatus.RUNNING
             assert status(stage).message == ""
 
@@ -620,6 +638,71 @@ class TestReplacement:
 # ---- going
 
 
+class TestWhereThereIsNoThreadToBeHad:
+    def test_a_start_fails_and_says_so(self) -> None:
+        def story(stage: Stage) -> None:
+            life = Life()
+            with (
+                no_thread(stage, "#1 start"),
+                pytest.raises(ReplicaStartError, match="can't start new thread"),
+            ):
+                deploy(stage, life, num_replicas=3)
+
+            assert sorted(life.born) == sorted(life.gone)
+            assert app_status(stage).status is ApplicationStatus.DEPLOY_FAILED
+
+        play(story)
+
+    def test_a_replica_that_could_not_be_checked_is_a_failed_start(self) -> None:
+        def story(stage: Stage) -> None:
+            life = Life()
+            call_at = stage.kernel.call_at
+
+            def refuse(deadline: float, fn: Callable[[], object]) -> Any:
+                raise RuntimeError("can't start new thread")
+
+            stage.kernel.call_at = refuse  # type: ignore[method-assign]
+            with pytest.raises(ReplicaStartError, match="can't start new thread"):
+                deploy(stage, life)
+            stage.kernel.call_at = call_at  # type: ignore[method-assign]
+
+            assert life.born == life.gone == [0]
+
+        play(story)
+
+    @pytest.mark.parametrize("verbs", [("replace",), ("replace", "dismiss")])
+    def test_the_last_replica_that_is_lost_ends_the_deployment_and_nobody_waits(
+        self, verbs: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def story(stage: Stage) -> None:
+            one = deploy(stage, Life())
+            with no_thread(stage, *verbs):
+                running, queued = one.do.remote(die), one.do.remote(nothing)
+
+                assert isinstance(running.exception(timeout_s=100), ReplicaDiedError)
+                assert isinstance(queued.exception(timeout_s=100), DeploymentUnavailableError)
+            assert "can't start new thread" in status(stage).message
+
+            deploy(stage, Life()).do.remote(nothing).result(timeout_s=100)
+
+        play(story)
+
+    @pytest.mark.parametrize("verb", ["retire", "stop"])
+    def test_an_app_is_taken_down_all_the_same(self, verb: str) -> None:
+        def story(stage: Stage) -> None:
+            life = Life()
+            one = deploy(stage, life)
+            one.do.remote(nothing).result()
+
+            with no_thread(stage, verb):
+                stage.controller.delete("one")
+
+            assert life.gone == [0]
+            assert isinstance(one.do.remote(nothing).exception(), DeploymentUnavailableError)
+
+        play(story)
+
+
 class TestFinalizer:
     @pytest.mark.parametrize("kind", MORTALS)
     @pytest.mark.parametrize("way", ["delete", "redeploy", "shutdown", "loss", "illness"])
@@ -666,7 +749,6 @@ class TestFinalizer:
 
         play(story, seeds=5)
 
-    @pytest.mark.xfail(reason="Target.finalize in replica/target.py disarms only a __del__ that returns")
     def test_that_raises_is_not_called_again_by_python(self) -> None:
         calls: list[int] = []
 
@@ -816,9 +898,6 @@ class TestStopping:
 
         play(story)
 
-    @pytest.mark.xfail(
-        reason="a coroutine whose loop stops before its first step is waited for: replica/thread.py, _await"
-    )
     def test_a_check_that_is_just_beginning_ends_too(self) -> None:
         class Checked:
             async def check_health(self) -> None:

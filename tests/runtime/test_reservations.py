@@ -50,12 +50,14 @@ def message_of(controller: Controller, app: str) -> str:
     raise AssertionError(f"{app} never said what it waits for")
 
 
-def deploy_aside(controller: Controller, app: str) -> tuple[threading.Thread, list[BaseException | None]]:
+def deploy_aside(
+    controller: Controller, app: str, bound: Any = None
+) -> tuple[threading.Thread, list[BaseException | None]]:
     ended: list[BaseException | None] = []
 
     def deploy() -> None:
         try:
-            controller.deploy(build(licensed("Work"), app))
+            controller.deploy(build(bound or licensed("Work"), app))
             ended.append(None)
         except BaseException as error:
             ended.append(error)
@@ -144,3 +146,51 @@ def test_the_replica_context_names_the_gpus_that_are_reserved(
     handle = controller.deploy(build(app, "seeing"))
 
     assert handle.remote().result(timeout_s=WAIT_S) == ("7",)
+
+
+def wide(name: str, licences: int) -> Any:
+    """An app that reserves so many licences at once."""
+
+    def work() -> str:
+        return name
+
+    return serve.deployment(name=name, ray_actor_options={"resources": {"licence": licences}})(work).bind()
+
+
+def test_apps_that_wait_come_up_in_the_order_in_which_they_came() -> None:
+    controller = Controller(RealKernel(), {"licence": 2, "CPU": 2})
+    controller.deploy(build(wide("Work", 1), "first"))
+    controller.deploy(build(wide("Work", 1), "second"))
+    large, large_ended = deploy_aside(controller, "large", wide("Work", 2))
+    message_of(controller, "large")
+
+    controller.delete("first")
+    small, small_ended = deploy_aside(controller, "small", wide("Work", 1))
+
+    assert message_of(controller, "small").endswith("; large/Work asked before")
+    assert (large_ended, small_ended) == ([], [])
+
+    controller.delete("second")
+    large.join(WAIT_S)
+    assert (large_ended, small_ended) == ([None], [])
+    controller.delete("large")
+    small.join(WAIT_S)
+
+    assert small_ended == [None]
+    controller.shutdown()
+
+
+def test_an_app_that_is_redeployed_does_not_lose_what_it_has_to_one_that_waits() -> None:
+    controller = Controller(RealKernel(), {"licence": 2, "CPU": 2})
+    controller.deploy(build(wide("Work", 2), "running"))
+    waiting, ended = deploy_aside(controller, "waiting", wide("Work", 1))
+    message_of(controller, "waiting")
+
+    again = controller.deploy(build(wide("Work", 2), "running"))
+
+    assert again.remote().result(timeout_s=WAIT_S) == "Work"
+    assert ended == []
+    controller.delete("running")
+    waiting.join(WAIT_S)
+    assert ended == [None]
+    controller.shutdown()

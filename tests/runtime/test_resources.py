@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import stat
 from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -18,23 +17,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from threadserve.concurrency.real import RealKernel
 from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ConfigError, DeployError, ResourceError
-from threadserve.runtime import resources
+from threadserve.runtime import machine as this_machine
 from threadserve.runtime.resources import (
     UNIT,
     Ask,
     Demand,
     Ledger,
     Reservation,
-    installed_gpus,
-    memory_limits,
     pack,
-    visible_gpus,
 )
+from threadserve.runtime.version import Place
 from threadserve.testing.scheduler import SimulatedKernel, explore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from threadserve.concurrency.kernel import Kernel
     from threadserve.concurrency.waiter import Subscriber
@@ -72,7 +68,7 @@ def reserved(from_ledger: Ledger, wanted: Demand, deployment: str = EMBED) -> Re
 @pytest.fixture(autouse=True)
 def no_gpus_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(resources, "installed_gpus", tuple)
+    monkeypatch.setattr(this_machine, "installed_gpus", tuple)
 
 
 class TestDemand:
@@ -183,26 +179,6 @@ class TestTotals:
         with pytest.raises(ConfigError, match=said):
             Ledger(RealKernel(), wrong)
 
-    @pytest.mark.parametrize(
-        ("variable", "gpu_ids"),
-        [
-            ("0", ("0",)),
-            ("2, 0 ,1", ("2", "0", "1")),
-            ("GPU-8932f937,MIG-7b1c", ("GPU-8932f937", "MIG-7b1c")),
-            ("", ()),
-            ("  ", ()),
-            ("-1", ()),
-            ("3,-1,4", ("3",)),
-            ("3,,4", ("3",)),
-            ("1,1", ("1",)),
-            (None, None),
-        ],
-    )
-    def test_take_the_gpus_that_the_environment_names(
-        self, variable: str | None, gpu_ids: tuple[str, ...] | None
-    ) -> None:
-        assert visible_gpus(variable) == gpu_ids
-
     def test_hand_out_gpus_by_the_names_that_the_environment_has_for_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -241,8 +217,8 @@ class TestTotals:
             looks.append(what)
             return found
 
-        monkeypatch.setattr(resources, "_cores", lambda: look("cores", 4))
-        monkeypatch.setattr(resources, "installed_gpus", lambda: look("gpus", ("0", "1")))
+        monkeypatch.setattr(this_machine, "cores", lambda: look("cores", 4))
+        monkeypatch.setattr(this_machine, "installed_gpus", lambda: look("gpus", ("0", "1")))
         machine = Ledger(RealKernel())
         assert looks == []
 
@@ -255,69 +231,11 @@ class TestTotals:
         assert looks == ["cores", "gpus"]
         assert machine.statistics().free["GPU"] == 0.5
 
-    def test_heed_the_least_memory_limit_of_the_control_groups(self, tmp_path: Path) -> None:
-        for name, text in {
-            "proc/self/cgroup": "9:name=systemd:/\n4:cpu,memory:/app/one\n0::/app/two\n",
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
-            "sys/fs/cgroup/memory/app/one/memory.limit_in_bytes": "3000\n",
-            "sys/fs/cgroup/app/memory.max": "2000\n",
-            "sys/fs/cgroup/app/two/memory.max": "max\n",
-        }.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-
-        assert sorted(memory_limits(tmp_path)) == [2000, 3000, 9223372036854771712]
-
-    def test_do_without_control_groups(self, tmp_path: Path) -> None:
-        assert memory_limits(tmp_path) == []
-
-    def test_take_a_memory_limit_that_is_smaller_than_the_machine(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(resources, "memory_limits", lambda: [123, 2**63])
-        monkeypatch.setattr(os, "sysconf", lambda name: 4096, raising=False)
-
-        assert Ledger(RealKernel()).statistics().total["memory"] == 123
-
     def test_have_no_memory_where_the_system_does_not_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, "sysconf", raising=False)
 
         with pytest.raises(ResourceError, match=r"8 bytes of memory, and there are 0.*'memory'"):
             Ledger(RealKernel()).check(EMBED, demand(memory=8), 1)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the program that is played here is a shell script")
-class TestInstalledGpus:
-    def play(self, script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        program = folder / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-    def test_are_those_that_nvidia_smi_lists(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.play("printf '0\\n1\\n'", tmp_path, monkeypatch)
-
-        assert installed_gpus() == ("0", "1")
-
-    def test_are_none_when_it_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.play("echo 'No devices were found'; exit 6", tmp_path, monkeypatch)
-
-        assert installed_gpus() == ()
-
-    def test_are_none_when_it_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PATH", str(tmp_path))
-
-        assert installed_gpus() == ()
-
-    def test_are_none_when_it_does_not_answer_and_the_log_says_so(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        self.play("exec sleep 60", tmp_path, monkeypatch)
-        monkeypatch.setattr(resources, "LOOK_S", 0.05)
-
-        assert installed_gpus() == ()
-        assert "nvidia-smi did not answer within 0.05 s" in caplog.text
 
 
 class TestCheck:
@@ -564,28 +482,32 @@ class TestGpus:
 
 
 class TestSubscribers:
-    def test_are_told_once_of_the_next_release(self) -> None:
-        machine = ledger()
-        reservations = [reserved(machine, demand(num_cpus=2)) for _ in range(2)]
+    def test_are_told_of_every_release_until_they_have_what_they_ask_for(self) -> None:
+        book = ledger()
+        reservations = [reserved(book, demand(num_cpus=2)) for _ in range(2)]
         waiting, lucky = Told(), Told()
-        assert machine.reserve(EMBED, demand(num_cpus=1), waiting) is None
-        assert machine.reserve_all(EMBED, demand(num_cpus=1), 2, waiting) is None
-        assert machine.reserve(EMBED, demand(num_gpus=1), lucky) is not None
+        assert book.reserve(EMBED, demand(num_cpus=4), waiting) is None
+        assert book.reserve(EMBED, demand(num_gpus=1), lucky) is not None
 
         reservations[0].release()
         reservations[0].release()
-        reservations[1].release()
-
+        assert book.reserve(EMBED, demand(num_cpus=4), waiting) is None
         assert waiting.count == 1
-        assert lucky.count == 0
+        reservations[1].release()
+        assert waiting.count == 2
+        final = book.reserve(EMBED, demand(num_cpus=4), waiting)
+        assert final is not None
+        final.release()
+
+        assert (waiting.count, lucky.count) == (2, 0)
 
     def test_are_not_told_of_a_release_that_was_before(self) -> None:
-        machine = ledger()
-        first = reserved(machine, demand(num_cpus=4))
+        book = ledger()
+        first = reserved(book, demand(num_cpus=4))
         first.release()
-        second = reserved(machine, demand(num_cpus=4))
+        second = reserved(book, demand(num_cpus=4))
         told = Told()
-        assert machine.reserve(EMBED, demand(num_cpus=1), told) is None
+        assert book.reserve(EMBED, demand(num_cpus=1), told) is None
 
         first.release()
         assert told.count == 0
@@ -594,32 +516,101 @@ class TestSubscribers:
         assert told.count == 1
 
     def test_that_give_up_are_not_told(self) -> None:
-        machine = ledger()
-        reservation = reserved(machine, demand(num_cpus=4))
+        book = ledger()
+        reservation = reserved(book, demand(num_cpus=4))
         told = Told()
-        assert machine.reserve(EMBED, demand(num_cpus=1), told) is None
+        assert book.reserve(EMBED, demand(num_cpus=1), told) is None
 
-        machine.forget(told)
-        machine.forget(told)
+        book.forget(told)
+        book.forget(told)
         reservation.release()
 
         assert told.count == 0
 
     def test_may_reserve_while_they_are_told(self) -> None:
-        machine = ledger()
-        first = reserved(machine, demand(num_cpus=4))
+        book = ledger()
+        first = reserved(book, demand(num_cpus=4))
         made: list[Reservation | None] = []
 
         class Greedy(Told):
             def tell(self) -> Iterable[Subscriber]:
-                made.append(machine.reserve(EMBED, demand(num_cpus=4)))
+                made.append(book.reserve(EMBED, demand(num_cpus=4), self))
                 return ()
 
-        assert machine.reserve(EMBED, demand(num_cpus=4), Greedy()) is None
+        assert book.reserve(EMBED, demand(num_cpus=4), Greedy()) is None
 
         first.release()
 
         assert [each is not None for each in made] == [True]
+
+
+class TestTheLine:
+    """Who came first, among those who wait."""
+
+    def test_keeps_small_asks_from_starving_a_large_one(self) -> None:
+        book = ledger()
+        held = [reserved(book, demand(num_cpus=1)) for _ in range(4)]
+        large, small = Told(), Told()
+        assert book.reserve(EMBED, demand(num_cpus=4), large) is None
+
+        for each in held:
+            each.release()
+            assert book.reserve(RANK, demand(num_cpus=1), small) is None
+        made = book.reserve(EMBED, demand(num_cpus=4), large)
+
+        assert made is not None
+        assert small.count > 0
+        assert book.reserve(RANK, demand(num_cpus=1), small) is None
+        made.release()
+        assert book.reserve(RANK, demand(num_cpus=1), small) is not None
+
+    def test_holds_up_nobody_who_asks_for_something_else(self) -> None:
+        book = ledger()
+        reserved(book, demand(num_cpus=4))
+        assert book.reserve(EMBED, demand(num_cpus=1, num_gpus=1), Told()) is None
+
+        assert book.reserve(RANK, demand(resources={"slots": 1})) is not None
+        assert book.reserve(RANK, Demand()) is not None
+        assert book.reserve(RANK, demand(num_gpus=1)) is None
+
+    def test_is_joined_by_those_alone_who_can_be_told(self) -> None:
+        book = ledger()
+        held = reserved(book, demand(num_cpus=4))
+        assert book.reserve(EMBED, demand(num_cpus=4)) is None
+
+        held.release()
+
+        assert book.reserve(RANK, demand(num_cpus=1)) is not None
+
+    def test_moves_on_when_somebody_gives_up(self) -> None:
+        book = ledger()
+        reserved(book, demand(num_cpus=1))
+        large, small = Told(), Told()
+        assert book.reserve(EMBED, demand(num_cpus=4), large) is None
+        assert book.reserve(RANK, demand(num_cpus=1), small) is None
+        assert book.ahead_of(small) == [EMBED]
+
+        book.forget(large)
+
+        assert small.count == 1
+        assert book.ahead_of(small) == []
+        assert book.reserve(RANK, demand(num_cpus=1), small) is not None
+
+    def test_lets_those_go_first_who_give_back_what_they_need_anew(self) -> None:
+        book = ledger()
+        own = reserved(book, demand(num_cpus=4))
+        waiting, renewed, late = Told(), Told(), Told()
+        anew = [Ask(RANK, demand(num_cpus=4), 1)]
+        assert book.reserve(EMBED, demand(num_cpus=1), waiting) is None
+        assert book.reserve_together(anew, renewed, goes_first=True) is None
+        assert book.reserve_together(anew, late, goes_first=True) is None
+        assert book.ahead_of(late) == [RANK]
+        own.release()
+
+        assert book.reserve(EMBED, demand(num_cpus=1), waiting) is None
+        assert book.reserve_together(anew, late, goes_first=True) is None
+        assert book.reserve_together(anew, renewed, goes_first=True) is not None
+        assert book.ahead_of(waiting) == [RANK]
 
 
 AMOUNTS = st.one_of(
@@ -651,8 +642,8 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger = Ledger(RealKernel(), TOTALS)
         self.alive: list[Reservation] = []
-        self.waiting: list[Told] = []
-        self.told: list[Told] = []
+        self.waiting: list[tuple[Told, set[str]]] = []
+        self.counts: dict[Told, int] = {}
 
     def taken(self, name: str) -> Fraction:
         return sum(
@@ -674,6 +665,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self.taken(name) + amount <= Fraction(str(TOTALS[name])) for name, amount in amounts.items()
         )
 
+    def is_next(self, wanted: Demand) -> bool:
+        return not any(names & set(wanted.amounts) for _, names in self.waiting)
+
+    def expect_news(self) -> None:
+        for told, _ in self.waiting:
+            self.counts[told] = self.counts.get(told, 0) + 1
+
     @rule(target=held, deployment=st.sampled_from([EMBED, RANK]), wanted=demands())
     def reserve(self, deployment: str, wanted: Demand) -> Any:
         told = Told()
@@ -681,13 +679,13 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(ResourceError):
                 self.ledger.reserve(deployment, wanted, told)
             return multiple()
-        fits = self.fits(wanted)
+        is_next = self.is_next(wanted)
 
         made = self.ledger.reserve(deployment, wanted, told)
 
-        assert (made is not None) is fits
+        assert (made is not None) is (is_next and self.fits(wanted))
         if made is None:
-            self.waiting.append(told)
+            self.waiting.append((told, set(wanted.amounts)))
             return multiple()
         assert (made.deployment, made.demand) == (deployment, wanted)
         self.alive.append(made)
@@ -711,8 +709,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def release(self, reservation: Reservation) -> None:
         if reservation in self.alive:
             self.alive.remove(reservation)
-            self.told += self.waiting
-            self.waiting.clear()
+            self.expect_news()
         reservation.release()
 
     @rule(reservation=consumes(held))
@@ -723,7 +720,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         if self.waiting:
-            told = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+            told, _ = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+            self.expect_news()
             self.ledger.forget(told)
 
     @invariant()
@@ -752,9 +750,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 )
 
     @invariant()
-    def who_waits_is_told_of_a_release_and_once(self) -> None:
-        assert all(each.count == 0 for each in self.waiting)
-        assert all(each.count == 1 for each in self.told)
+    def who_waits_is_told_of_each_release_and_each_gap_in_the_line(self) -> None:
+        assert all(told.count == self.counts.get(told, 0) for told, _ in self.waiting)
 
     def teardown(self) -> None:
         for each in self.alive:
@@ -770,9 +767,10 @@ TestLedgerAgainstItsModel.settings = settings(stateful_step_count=30, max_exampl
 
 def take(machine: Ledger, kernel: Kernel, asks: list[Ask]) -> list[Reservation]:
     """Reserve, waiting for releases as long as it takes."""
+    place = Place()
     while True:
-        waiter = kernel.waiter()
-        made = machine.reserve_together(asks, ThreadWaiter(waiter))
+        waiter = place.waiter = kernel.waiter()
+        made = machine.reserve_together(asks, place)
         if made is not None:
             return made
         waiter.wait()
@@ -821,12 +819,13 @@ class TestRaces:
             first = reserved(machine, one, RANK)
             releaser = kernel.spawn("release", first.release)
             waiter = kernel.waiter()
+            place = ThreadWaiter(waiter)
 
-            second = machine.reserve(EMBED, one, ThreadWaiter(waiter))
+            second = machine.reserve(EMBED, one, place)
             ends.add(second is None)
             if second is None:
                 waiter.wait()
-                second = machine.reserve(EMBED, one)
+                second = machine.reserve(EMBED, one, place)
 
             assert second is not None
             releaser.join()
@@ -860,6 +859,34 @@ class TestRaces:
 
         explore(main, 100)
 
+    def test_everybody_in_the_line_gets_a_turn_however_they_come_and_give_up(self) -> None:
+        def main(kernel: SimulatedKernel) -> None:
+            book = Ledger(kernel, {**MACHINE, "slots": 3})
+
+            def work(number: int) -> None:
+                for _ in range(3):
+                    wanted = kernel.random.choice([1, 2, 3])
+                    asks = [Ask(f"app/{number}", demand(resources={"slots": wanted}), 1)]
+                    if kernel.random.random() < 0.3:
+                        told = Told()
+                        made = book.reserve_together(asks, told)
+                        kernel.waiter().wait(kernel.random.choice([0, 1]))
+                        book.forget(told)
+                    else:
+                        made = take(book, kernel, asks)
+                        kernel.waiter().wait(kernel.random.choice([0, 1]))
+                    for each in made or ():
+                        each.release()
+
+            threads = [kernel.spawn(str(number), lambda number=number: work(number)) for number in range(4)]  # type: ignore[misc]
+            for thread in threads:
+                thread.join()
+
+            assert book.statistics().waiting == 0
+            assert book.statistics().free == book.statistics().total
+
+        explore(main, 200)
+
     def test_one_reservation_that_many_release_comes_back_once(self) -> None:
         def main(kernel: SimulatedKernel) -> None:
             machine = Ledger(kernel, MACHINE)
@@ -884,7 +911,7 @@ class TestRaces:
                 kernel.waiter().wait(kernel.random.choice([0, 1]))
                 return found.pop()
 
-            monkeypatch.setattr(resources, "installed_gpus", look)
+            monkeypatch.setattr(this_machine, "installed_gpus", look)
             machine = Ledger(kernel)
             ids: list[tuple[str, ...]] = []
 

@@ -61,7 +61,7 @@ def both() -> None:
         lambda actor: serve.get(reserving.remote()),
         lambda actor: both(),
         lambda actor: serve.get(actor.call.remote(plain.remote(1))),
-        lambda actor: serve.get(actor.fail.remote()),
+        lambda actor: serve.get(actor.fail.remote(), timeout=10),
     ],
     ids=["chain", "failing coroutine", "reserving", "two values", "actor", "failing actor"],
 )

@@ -59,13 +59,26 @@ def test_tasks_that_reserve_do_not_take_the_slots_of_the_others() -> None:
     on_stage(story, slots=1)
 
 
-def test_a_large_task_waits_in_its_own_line() -> None:
+def test_small_tasks_do_not_pass_a_large_one_by() -> None:
     def story(stage: Stage) -> None:
         small, large = worker(stage, num_cpus=1), worker(stage, num_cpus=2)
-        refs = [small.remote(1, 3.0), large.remote(2), small.remote(3)]
+        refs = [small.remote(1, 3.0), large.remote(2), small.remote(3), small.remote(4)]
 
-        assert serve.get(refs) == [1, 2, 3]
-        assert stage.log.index(2) == 2
+        assert serve.get(refs) == [1, 2, 3, 4]
+        assert stage.log[:2] == [1, 2]
+
+    on_stage(story)
+
+
+def test_a_task_that_is_cancelled_in_line_keeps_nobody_waiting() -> None:
+    def story(stage: Stage) -> None:
+        small, large = worker(stage, num_cpus=1), worker(stage, num_cpus=2)
+        first, second, third = small.remote(1, 50.0), large.remote(2), small.remote(3)
+        stage.rest(1)
+        serve.cancel(second)
+
+        assert serve.get(third, timeout=10) == 3
+        assert serve.get(first) == 1
 
     on_stage(story)
 

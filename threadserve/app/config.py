@@ -193,6 +193,7 @@ class DeploymentOptions(TypedDict, total=False):
     max_ongoing_requests: int
     max_queued_requests: int
     stream_buffer_size: int
+    inline: bool
     user_config: object
     autoscaling_config: AutoscalingConfig | Mapping[str, object] | None
     backpressure_config: BackpressureConfig | Mapping[str, object] | None
@@ -241,6 +242,9 @@ class DeploymentConfig:
     """Requests that may wait for the deployment before further ones are refused; -1 means any number."""
     stream_buffer_size: int = field(default=64, metadata=obeys(whole(at_least=1)))
     """Items that a streaming method may run ahead of its reader. Not an option of Ray Serve's."""
+    inline: bool = field(default=True, metadata=obeys(a_flag))
+    """Whether a thread that waits for a call which has not begun may run it itself; False keeps the deployment's code on
+    threads of its own, as code needs that depends on its thread. Not an option of Ray Serve's."""
     user_config: object = field(default=None, metadata=obeys(json_value))
     """Given to ``reconfigure``, a method that the class must then have: without it no replica starts."""
     autoscaling_config: AutoscalingConfig | None = field(

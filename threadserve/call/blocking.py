@@ -11,18 +11,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED, Request, Wait, check_cancelled, current_request
-from threadserve.concurrency.loops import current_task, make_future
+from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_cancelled, current_request
+from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
-from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
+from threadserve.concurrency.waiter import ThreadWaiter
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
 
     from threadserve.concurrency.kernel import WaiterLike
 
-__all__ = ["block", "check_cancelled_async", "suspend", "wait_for", "wait_for_async"]
+_INF = math.inf
+
+DEPTH = 16
+"""How many bodies may be on one thread's stack, each helped by the one below."""
+
+__all__ = ["DEPTH", "block", "check_cancelled_async", "suspend", "wait_for", "wait_for_async"]
 
 
 def check_cancelled_async() -> None:
@@ -82,25 +86,24 @@ def block(
 
 
 async def suspend(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[None],
+    waiter: LoopWaiter,
     *,
     needs: Sequence[Request] = (),
     is_ended: Callable[[], bool] | None = None,
 ) -> None:
-    """Await `future`, a future of `loop`; see ``block``."""
+    """Await the future of `waiter`; see ``block``."""
     waiting = current_request()
-    if waiting is None or not needs or waiting.deadline != math.inf or waiting.runner is not current_task():
-        await future
+    if waiting is None or not needs or waiting.deadline != _INF or waiting.runner is not current_task():
+        await waiter.future
         return
-    subscriber = LoopWaiter(loop, future)
-    wait = Wait(needs, waiting.router.kernel.now(), subscriber, is_ended)
+    # No lock: nobody else writes it, and a picture without it shows a body that may go on. In a cancelled
+    # request it waits as well: the cancellation of its task is on its way.
+    wait = waiting.wait = Wait(needs, waiting.router.kernel.now(), waiter, is_ended)
     try:
-        if waiting.begin_wait(subscriber, wait):
-            waiting.router.watch()
-        await future  # in a cancelled request too: the cancellation of its task is on its way
+        waiting.router.watch()
+        await waiter.future
     finally:
-        waiting.end_wait(subscriber)
+        waiting.wait = None
     if wait.error is not None:
         raise wait.error
 
@@ -108,16 +111,41 @@ async def suspend(
 def wait_for(request: Request, timeout: float | None = None) -> bool:
     """Block until `request` has its answer: True; or until `timeout` seconds have passed: False.
 
-    Ctrl-C cancels the request and goes on as KeyboardInterrupt. A checkpoint; see ``block``.
+    Without a timeout the thread may run `request` itself, if nobody has begun to: it would do nothing but wait. With one, or
+    with a deadline, it does not, for nobody could end the wait meanwhile. Ctrl-C cancels the request and goes on as
+    KeyboardInterrupt. A checkpoint; see ``block``.
     """
+    waiting = CURRENT.get()
+    if request.state is not ANSWERED:
+        if (
+            timeout is None
+            and request.deadline == _INF
+            and (waiting is None or (waiting.deadline == _INF and waiting.depth < DEPTH))
+        ):
+            try:
+                request.router.help(request, waiting)
+            except KeyboardInterrupt:
+                request.cancel()
+                raise
+        if request.state is not ANSWERED and not _wait_until_answered(request, timeout):
+            return False
+    if waiting is not None:
+        check_cancelled()
+    return True
+
+
+def _wait_until_answered(request: Request, timeout: float | None) -> bool:
+    if timeout is None:
+        while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
+            _wait_once(request, None)
+        return True
     now = request.router.kernel.now
-    end = None if timeout is None else now() + timeout
-    while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
-        left = None if end is None else end - now()
-        if left is not None and left <= 0:
+    end = now() + timeout
+    while request.state is not ANSWERED:
+        left = end - now()
+        if left <= 0:
             return False
         _wait_once(request, left)
-    check_cancelled()
     return True
 
 
@@ -131,15 +159,17 @@ def _wait_once(request: Request, timeout: float | None) -> None:
         request.cancel()
         raise
     finally:
-        request.forget(subscriber)
+        if request.state is not ANSWERED:  # else it has been told, or will be
+            request.forget(subscriber)
 
 
 async def wait_for_async(request: Request) -> None:
     """Suspend until `request` has its answer, on whatever event loop runs. Giving up cancels nothing."""
-    loop, future = make_future()
-    subscriber = LoopWaiter(loop, future)
-    if request.subscribe(subscriber):
-        try:
-            await suspend(loop, future, needs=(request,))
-        finally:
-            request.forget(subscriber)
+    waiter = LoopWaiter(*make_future())
+    if not request.subscribe(waiter):
+        return
+    try:
+        await suspend(waiter, needs=(request,))
+    except BaseException:
+        request.forget(waiter)
+        raise

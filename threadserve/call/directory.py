@@ -62,6 +62,17 @@ class Absent:
     def leave(self, request: Request) -> None:
         """Nothing is on the books here."""
 
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """Nothing runs here."""
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """Nothing runs here."""
+        return False
+
+    def visit(self, request: Request) -> bool:
+        """Nothing runs here."""
+        return False
+
 
 class _LostLock:
     """The lock of a router in a forked child: its threads are not there, so waiting on it would never end."""

@@ -207,6 +207,17 @@ class Store:
     def leave(self, request: Request) -> None:
         """Nothing is on the books here."""
 
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """Nothing runs here."""
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """Nothing runs here."""
+        return False
+
+    def visit(self, request: Request) -> bool:
+        """Nothing runs here."""
+        return False
+
 
 _lock = RealKernel.lock()
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # guarded by _lock

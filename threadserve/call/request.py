@@ -22,9 +22,15 @@ import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
+from threadserve.concurrency.ids import identify
 from threadserve.concurrency.outcome import Error, Outcome, Withdrawn
 from threadserve.concurrency.waiter import Subscriber, deliver
-from threadserve.errors import Cancelled, RequestCancelledError, RequestTimeoutError
+from threadserve.errors import (
+    Cancelled,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.future import CallFuture
     from threadserve.concurrency.kernel import Kernel, Lock, Timer
+    from threadserve.concurrency.loops import LoopThread
 
 __all__ = ["CURRENT", "Adapter", "Request", "Router", "State", "Wait", "check_cancelled", "current_request"]
 
@@ -94,6 +101,27 @@ class Router(Protocol):
     def leave(self, request: Request) -> None:
         """Strike `request`, which waits or is queued here, off the books; called with the lock held."""
 
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """Run `request`, and what has to come before it, on the calling thread, as far as that is possible.
+
+        The calling thread is about to block until `request` is answered. Raises nothing but KeyboardInterrupt.
+
+        Args:
+            request: Has no deadline.
+            waiting: The request whose body the calling thread runs; None in plain code.
+        """
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """Run `request`, which is queued here, or one before it, on the calling thread; False where it cannot be.
+
+        A step that ``help`` is made of, as is the next.
+        """
+        ...
+
+    def visit(self, request: Request) -> bool:
+        """Run what is ready on the loop that the body of `request` runs on; False where it cannot be."""
+        ...
+
 
 class Adapter(Protocol):
     """How somebody who is no handle wants the user's callable to be called: HTTP, for one.
@@ -116,8 +144,10 @@ class Request:
         args: Positional arguments; None once the body has begun or the request has been answered.
         kwargs: Keyword arguments; the same.
         context: The caller's context variables, copied; the body runs inside.
-        created: When the call was made, on the kernel's clock, seconds.
-        admitted: When it had its arguments and was queued; kept only where there is a deadline, as is `started`.
+        caller: The identifier of the thread that made the call.
+        created: When the call was made, on the kernel's clock, seconds; kept only where there is a deadline, as are
+            the next two.
+        admitted: When it had its arguments and was queued.
         started: When it got a slot.
         deadline: On the kernel's clock, seconds; ``math.inf`` for none.
         channel: Carries the items of a stream; None for a plain call.
@@ -126,39 +156,50 @@ class Request:
         future: The ``concurrent.futures.Future`` that mirrors it; None until somebody asks for one.
         reader: The request whose body reads this one's stream, where that is known.
         runner: Who runs the body: the identifier of a thread, or a task.
+        host: Whose event loop the body runs on, where it runs on one.
         wait: What the body waits for, while it does; None where it could go on by itself.
+        helped: The request whose body runs on this one's thread, above this one's, which waits for it; else None.
+        depth: How many bodies run on its thread below its own, each helped by the one below.
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
+    # What nearly every call needs has a slot; what few need is an attribute of the class until it is set, because making
+    # a request costs as much as it has slots: half as many, half the time.
     __slots__ = (
+        "__dict__",
         "__weakref__",
         "_children",
-        "_interrupt",
+        "_id",
         "_parent",
         "_subscribers",
-        "_timer",
-        "adapter",
-        "admitted",
         "args",
-        "channel",
+        "caller",
         "context",
-        "created",
-        "deadline",
-        "future",
+        "depth",
         "is_over",
         "kwargs",
         "method",
-        "model_id",
         "outcome",
-        "reader",
-        "request_id",
         "router",
         "runner",
-        "started",
         "state",
-        "wait",
-        "was_cancelled",
     )
+
+    model_id = ""
+    channel: Channel | None = None
+    adapter: Adapter | None = None
+    created: float | None = None
+    admitted: float | None = None
+    started: float | None = None
+    deadline = math.inf
+    was_cancelled = False  # this and all below: guarded by router.lock
+    future: CallFuture | None = None
+    wait: Wait | None = None
+    helped: Request | None = None
+    reader: Request | None = None
+    host: LoopThread | None = None
+    _timer: Timer | None = None
+    _interrupt: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -168,7 +209,8 @@ class Request:
         kwargs: dict[str, Any],
         *,
         context: Context,
-        request_id: str,
+        caller: int = 0,
+        request_id: str | None = None,
         model_id: str = "",
         channel: Channel | None = None,
         adapter: Adapter | None = None,
@@ -178,27 +220,27 @@ class Request:
         self.args: tuple[Any, ...] | None = args
         self.kwargs: dict[str, Any] | None = kwargs
         self.context: Context | None = context
-        self.request_id = request_id
-        self.model_id = model_id
-        self.channel = channel
-        self.adapter = adapter
-        self.created: float = router.kernel.now()
-        self.admitted: float | None = None
-        self.started: float | None = None
-        self.deadline = math.inf
+        self.caller = caller
+        self._id = request_id
+        self.depth = 0
         self.state = WAITING  # this and all below: guarded by router.lock
         self.outcome: Outcome | None = None
         self.is_over = False
-        self.was_cancelled = False
-        self.future: CallFuture | None = None
-        self.wait: Wait | None = None
         self.runner: object = None
-        self.reader: Request | None = None
         self._subscribers: dict[Subscriber, None] | None = None
         self._parent: Request | None = None
         self._children: dict[Request, None] | None = None
-        self._timer: Timer | None = None
-        self._interrupt: Callable[[], object] | None = None
+        if model_id:
+            self.model_id = model_id
+        if channel is not None:
+            self.channel = channel
+        if adapter is not None:
+            self.adapter = adapter
+
+    @property
+    def request_id(self) -> str:
+        """Shared by all requests that are made on behalf of one from outside. Made when first asked for; never blocks."""
+        return self._id or identify(self)
 
     def __repr__(self) -> str:
         return f"<Request {self.request_id} {self.router.name}.{self.method} {self.state.value}>"
@@ -216,22 +258,28 @@ class Request:
             timeout_s: Seconds, relative to now.
             bound: A deadline that the code has set for all its calls; ``math.inf`` for none.
         """
-        inherited = math.inf
-        own = math.inf if timeout_s is None else self.created + timeout_s
-        if timeout_s != math.inf:
-            own = min(own, bound)
-            inherited = math.inf if parent is None else parent.deadline
-        self.deadline = min(own, inherited)
+        inherited = own = math.inf
+        if timeout_s is not None or bound != math.inf or (parent is not None and parent.deadline != math.inf):
+            self.created = self.router.kernel.now()
+            own = math.inf if timeout_s is None else self.created + timeout_s
+            if timeout_s != math.inf:
+                own = min(own, bound)
+                inherited = math.inf if parent is None else parent.deadline
+            self.deadline = min(own, inherited)
         is_child = parent is not None and parent._adopt(self)
         if parent is not None and not is_child and not parent.is_over:
-            self.answer(self._cancellation())
+            self.answer(self.cancellation())
         elif not is_child or own < inherited:  # otherwise the parent's expiry comes down the tree
             self._set_alarm()
 
     def _set_alarm(self) -> None:
         """Have the deadline kept, where nobody above does it."""
         if self.deadline != math.inf:
-            timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
+            try:
+                timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
+            except RuntimeError as error:  # there is no thread for timers
+                self.answer(self._unbounded(error))
+                return
             if self.state is ANSWERED:  # meanwhile, and whoever answered found no timer to cancel
                 timer.cancel()
 
@@ -284,7 +332,9 @@ class Request:
     def end(self, outcome: Outcome) -> list[Subscriber]:
         """Settle after the body has returned, with the router's lock held; the answer may have been given before."""
         self.is_over = True
-        self._interrupt = self.runner = None  # a task holds the context that holds this request
+        self.runner = None  # a task holds the context that holds this request
+        if self._interrupt is not None or self.host is not None:
+            self._interrupt = self.host = None
         return self.settle(outcome) or []
 
     def answer(self, outcome: Outcome) -> bool:
@@ -302,14 +352,14 @@ class Request:
     def cancel(self) -> None:
         """Answer with RequestCancelledError unless there is an answer; the body and the children are told. Never blocks."""
         self.was_cancelled = True
-        self.answer(self._cancellation())
+        self.answer(self.cancellation())
 
     def withdraw(self) -> bool:
         """Cancel if the body has not begun: True, also if it was withdrawn before. Otherwise nothing happens: False."""
         with self.router.lock:
             if self.state is RUNNING or self.state is ANSWERED:
                 return isinstance(self.outcome, Withdrawn)
-            outcome = Withdrawn(self._cancellation().exception)
+            outcome = Withdrawn(self.cancellation().exception)
             news = self.settle(outcome)
             future = self.future
         if future is not None:  # before anybody is told, so that whoever looks at it then finds it cancelled
@@ -326,11 +376,12 @@ class Request:
     def expiry(self) -> Error:
         """Return what a request is answered with when its deadline has passed."""
         now = self.router.kernel.now()
+        created = now if self.created is None else self.created
         admitted = now if self.admitted is None else self.admitted
         started = now if self.started is None else self.started
         elapsed, inputs, queued, running = (
-            now - self.created,
-            admitted - self.created,
+            now - created,
+            admitted - created,
             started - admitted,
             now - started,
         )
@@ -347,10 +398,19 @@ class Request:
             )
         )
 
-    def _cancellation(self) -> Error:
+    def cancellation(self) -> Error:
         return Error(
             RequestCancelledError(
                 f"request {self.request_id} to {self.router.name}.{self.method} was cancelled",
+                deployment=self.router.name,
+                request_id=self.request_id,
+            )
+        )
+
+    def _unbounded(self, error: RuntimeError) -> Error:
+        return Error(
+            DeploymentUnavailableError(
+                f"request {self.request_id} to {self.router.name}.{self.method} has a deadline that cannot be kept: {error}",
                 deployment=self.router.name,
                 request_id=self.request_id,
             )
@@ -382,25 +442,31 @@ class Request:
         with self.router.lock:
             if self.state is ANSWERED:
                 return False
-            if self._subscribers is None:
-                self._subscribers = {}
-            self._subscribers[subscriber] = None
+            self.listen(subscriber)
         return True
 
     def forget(self, subscriber: Subscriber) -> None:
         """Let `subscriber` not be told, if it has not been."""
         with self.router.lock:
-            if self._subscribers is not None:
-                self._subscribers.pop(subscriber, None)
+            self.drop(subscriber)
+
+    def listen(self, subscriber: Subscriber) -> None:
+        """Have `subscriber` told of the answer; there is none yet, and the router's lock is held."""
+        if self._subscribers is None:
+            self._subscribers = {}
+        self._subscribers[subscriber] = None
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """Let `subscriber` not be told, if it has not been; the router's lock is held."""
+        if self._subscribers is not None:
+            self._subscribers.pop(subscriber, None)
 
     def begin_wait(self, subscriber: Subscriber, wait: Wait | None) -> bool:
         """Note that the body waits: `subscriber` is told when it should stop. False when it should stop already."""
         with self.router.lock:
             if self.state is ANSWERED:
                 return False
-            if self._subscribers is None:
-                self._subscribers = {}
-            self._subscribers[subscriber] = None
+            self.listen(subscriber)
             self.wait = wait
         return True
 
@@ -408,8 +474,7 @@ class Request:
         """Note that the body goes on."""
         with self.router.lock:
             self.wait = None
-            if self._subscribers is not None:
-                self._subscribers.pop(subscriber, None)
+            self.drop(subscriber)
 
     def unwrap(self) -> Any:
         """Return the value or raise the exception; there must be an answer."""
@@ -435,7 +500,11 @@ class Wait:
     __slots__ = ("_is_ended", "_wake", "error", "is_known", "needs", "since")
 
     def __init__(
-        self, needs: Sequence[Request], since: float, wake: Subscriber, is_ended: Callable[[], bool] | None
+        self,
+        needs: Sequence[Request],
+        since: float,
+        wake: Subscriber | None = None,
+        is_ended: Callable[[], bool] | None = None,
     ) -> None:
         self.needs = needs
         self.since = since
@@ -443,6 +512,11 @@ class Wait:
         self.is_known = False
         self._wake = wake
         self._is_ended = is_ended
+
+    @property
+    def is_help(self) -> bool:
+        """Whether the thread runs what it waits for, so that nobody can end the wait."""
+        return self._wake is None
 
     def is_ended(self) -> bool:
         """Whether what it waits for has come, be it that the one who waits does not know yet. Takes no lock."""
@@ -453,7 +527,8 @@ class Wait:
     def fail(self, error: BaseException) -> None:
         """End the wait with `error`."""
         self.error = error
-        self._wake.tell()
+        if self._wake is not None:
+            self._wake.tell()
 
 
 class _Aftermath:
@@ -468,8 +543,9 @@ class _Aftermath:
     def tell(self) -> Iterable[Subscriber]:
         request = self._request
         parent, request._parent = request._parent, None
-        timer, request._timer = request._timer, None
+        timer = request._timer
         if timer is not None:
+            request._timer = None
             timer.cancel()
         if parent is not None:
             parent._disown(request)
@@ -486,6 +562,8 @@ class _Aftermath:
 
     def _release_children(self) -> None:
         """The body has returned, so they have no parent any more; the deadline that they had from it stays."""
+        if self._request._children is None:  # and there will be none: it is answered
+            return
         with self._request.router.lock:
             children, self._request._children = self._request._children, None
         for child in children or ():
@@ -508,7 +586,7 @@ class _Aftermath:
         for child in children or ():
             if has_expired and child.deadline > request.deadline:
                 continue  # it was detached from this deadline
-            outcome = child.expiry() if has_expired else child._cancellation()
+            outcome = child.expiry() if has_expired else child.cancellation()
             with child.router.lock:
                 news.extend(child.settle(outcome) or ())
         return news

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, cast
 from threadserve.call.answer import Answer, Callback, describe, mirror, request_of
 from threadserve.call.blocking import check_cancelled_async, wait_for, wait_for_async
 from threadserve.call.request import ANSWERED
+from threadserve.concurrency.outcome import Value
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -58,13 +59,19 @@ class DeploymentResponse(Answer[R_co]):
         """
         if refused or unknown:
             refuse_wait_arguments("result", refused, unknown)
-        self._wait(timeout_s)
         request = self._request
+        if timeout_s is not None or _running_loop() is not None:
+            self._wait(timeout_s)
+        else:
+            wait_for(request)
         del self  # as in Request.unwrap
+        outcome = request.outcome
+        if type(outcome) is Value:
+            return outcome.value  # type: ignore[no-any-return]
         try:
-            return cast("R_co", request.unwrap())
+            return request.unwrap()  # type: ignore[no-any-return]
         finally:
-            del request
+            del request, outcome
 
     def exception(
         self, *refused: Never, timeout_s: float | None = None, **unknown: Never
@@ -197,5 +204,14 @@ def refuse_in_event_loop(what: str, instead: str) -> None:
 def is_in_event_loop() -> bool:
     """Whether an event loop runs in this thread."""
     # None can run where asyncio has not been imported, or is only just being imported by another thread.
-    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
-    return running_loop is not None and running_loop() is not None
+    return _running_loop() is not None
+
+
+def _running_loop() -> object:
+    """Stand in for asyncio's own until that has been imported."""
+    global _running_loop
+    found = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if found is None:
+        return None
+    _running_loop = found
+    return found()

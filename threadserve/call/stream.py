@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from threadserve.call.blocking import block, suspend
 from threadserve.call.directory import refuse_after_fork
-from threadserve.call.request import ANSWERED, Request, check_cancelled, current_request
+from threadserve.call.request import ANSWERED, CURRENT, Request, check_cancelled, current_request
 from threadserve.call.response import is_in_event_loop, refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
-from threadserve.concurrency.loops import current_task, make_future
+from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
-from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
+from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class DeploymentResponseGenerator(Generic[R_co]):
         if is_in_event_loop():  # before an item is taken, which would be lost
             refuse_in_event_loop(self._name, "read it with `async for`")
         refuse_after_fork(self._request.router)
-        check_cancelled()
+        if CURRENT.get() is not None:
+            check_cancelled()
         item = self._channel.take()
         if item is EMPTY:
             item = self._wait_for_item()
@@ -187,13 +188,12 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     async def _wait_for_item_async(self) -> Any:
         while True:
-            loop, future = make_future()
-            subscriber = LoopWaiter(loop, future)
+            subscriber = LoopWaiter(*make_future())
             item = self._channel.take(subscriber)
             if item is not EMPTY:
                 return item
             try:
-                await suspend(loop, future, needs=(self._request,), is_ended=self._channel.has_news)
+                await suspend(subscriber, needs=(self._request,), is_ended=self._channel.has_news)
             finally:
                 self._channel.forget(subscriber)
 

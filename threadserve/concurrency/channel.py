@@ -2,8 +2,13 @@
 
 Each side may be a thread or a coroutine, and neither side knows which the other one is. Both build on the same
 two steps, ``offer`` and ``take``, which never block: they either succeed, or say that the channel has ended, or
-register a subscriber in the same critical section in which they found the buffer full or empty. So there is no gap
-between "I looked" and "I sleep" in which a wake-up could be lost.
+register a subscriber.
+
+An item that finds room, and one that is there, take no lock: appending to a deque and popping from it are atomic on
+all builds. Each side first does that and then looks whether the other one sleeps; and who is about to sleep first
+says so and then looks again. So either the sleeper finds the item (or the room), or the other side finds the sleeper:
+there is no gap between "I looked" and "I sleep" in which a wake-up could be lost. Who sleeps, and whether the channel has
+ended, is under the lock.
 
 * ``finish`` is the producer's: no more items will come; readers get what is buffered, then END.
 * ``close`` is everybody else's (cancel, deadline, a reader that leaves): the buffer is dropped, readers get END at
@@ -21,7 +26,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from threadserve.concurrency.waiter import LoopWaiter, Subscriber, deliver
+from threadserve.concurrency.loops import LoopWaiter
+from threadserve.concurrency.waiter import Subscriber, deliver
 
 if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel
@@ -82,40 +88,76 @@ class Channel:
         return len(self._items) <= self._low or self._is_closed
 
     def offer(self, item: Any, subscriber: Subscriber | None) -> bool | None:
-        """Put `item` in: True. Closed: False. Full: None; then `subscriber` is told when to offer again."""
+        """Put `item` in: True. Closed: False. Full: None; then `subscriber` is told when to offer again.
+
+        One producer at a time.
+        """
+        items = self._items
+        if self._is_closed:
+            return False
+        if len(items) >= self._bound and not self._has_room_now(subscriber):
+            return self._refusal()
+        items.append(item)
+        if self._readers:
+            self._tell_a_reader()
+        return True
+
+    def _refusal(self) -> bool | None:
+        return False if self._is_closed else None
+
+    def _has_room_now(self, subscriber: Subscriber | None) -> bool:
+        """Register `subscriber` unless there is room by now, or the channel is closed."""
         with self._lock:
             if self._is_closed:
                 return False
+            if subscriber is not None:
+                self._writers[subscriber] = None
             if len(self._items) >= self._bound:
-                if subscriber is not None:
-                    self._writers[subscriber] = None
-                return None
-            self._items.append(item)
-            if not self._readers:
-                return True
-            reader = next(iter(self._readers))
+                return False
+            if subscriber is not None:
+                self._writers.pop(subscriber, None)
+            return True
+
+    def _tell_a_reader(self) -> None:
+        with self._lock:
+            reader = next(iter(self._readers), None)
+            if reader is None:
+                return
             del self._readers[reader]
         deliver((reader,))
-        return True
 
     def take(self, subscriber: Subscriber | None = None) -> Any:
         """Return the next item, or END, or EMPTY; then `subscriber` is told when to take again."""
-        news: tuple[Subscriber, ...] = ()
-        with self._lock:
-            if self._items:
-                item = self._items.popleft()
-                if self._writers and len(self._items) <= self._low:
-                    news = tuple(self._writers)
-                    self._writers.clear()
-            elif self._is_finished or self._is_closed:
-                return END
-            else:
-                if subscriber is not None:
-                    self._readers[subscriber] = None
-                return EMPTY
-        if news:
-            deliver(news)
+        if self._is_closed:
+            return END
+        items = self._items
+        try:
+            item = items.popleft()
+        except IndexError:
+            item = self._take_or_wait(subscriber)
+        if self._writers and len(items) <= self._low:
+            self._tell_writers()
         return item
+
+    def _take_or_wait(self, subscriber: Subscriber | None) -> Any:
+        with self._lock:
+            if subscriber is not None:
+                self._readers[subscriber] = None
+            if self._items:  # by now
+                item = self._items.popleft()
+            elif self._is_finished or self._is_closed:
+                item = END
+            else:
+                return EMPTY
+            if subscriber is not None:
+                self._readers.pop(subscriber, None)
+            return item
+
+    def _tell_writers(self) -> None:
+        with self._lock:
+            news = tuple(self._writers)
+            self._writers.clear()
+        deliver(news)
 
     def forget(self, subscriber: Subscriber) -> None:
         """Let a side that gave up waiting not be told; if it was told already, the next reader is told instead."""

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from functools import partial
+from types import BuiltinMethodType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from threadserve.concurrency.threads import user_line
+from threadserve.concurrency.lease import Gate
+from threadserve.concurrency.threads import stack_text, user_line
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
+    from contextvars import Context
+    from types import CellType
 
     from threadserve.concurrency.kernel import Kernel, Thread
+    from threadserve.concurrency.waiter import Subscriber
 
 __all__ = [
     "LoopThread",
+    "LoopWaiter",
     "current_task",
     "is_cancellation",
     "make_future",
     "may_time_out",
+    "post",
     "run_coroutine",
     "stack_of_task",
 ]
@@ -40,6 +48,7 @@ class LoopThread:
         self._is_woken = False  # guarded by _lock: the loop will look at the inbox
         self._is_stopping = False  # guarded by _lock
         self._thread: Thread | None = None  # guarded by _lock
+        self._gate: Gate | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop, once its thread has made it."""
 
@@ -57,9 +66,47 @@ class LoopThread:
                 self._is_woken = True
             self._inbox.append(fn)
             wake, self._is_woken = not self._is_woken, True
-        if wake and self.loop is not None:
-            self.loop.call_soon_threadsafe(self._drain)
+        if wake:
+            self._wake()
         return True
+
+    def visit(self, is_enough: Callable[[], bool]) -> bool:
+        """Be the loop for a while: run, on the calling thread, what was submitted and what is ready.
+
+        Returns once nothing is ready, or `is_enough` says so; at once, with False, where the loop's own thread is
+        at work. The calling thread must not run an event loop.
+
+        Raises:
+            KeyboardInterrupt: It struck while the user's code ran.
+        """
+        gate = self._gate
+        return gate is not None and not self._is_stopping and gate.visit(self._work_off, is_enough)
+
+    def _wake(self) -> None:
+        """Have the loop's own thread look at the inbox."""
+        loop: Any = self.loop
+        if self._gate is not None:
+            loop._write_to_self()
+        elif loop is not None:
+            loop.call_soon_threadsafe(self._drain)
+
+    @property
+    def thread(self) -> Thread | None:
+        """The thread that runs the loop, once there is one."""
+        return self._thread
+
+    def stuck(self) -> str:
+        """Say what keeps the loop from ending: what its thread is at, and the tasks that have yet to end. Any thread."""
+        thread, loop = self._thread, self.loop
+        if thread is None or loop is None:
+            return ""
+        import asyncio
+
+        tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
+        waiting = [f"  {task.get_name()} at {where}" for task in tasks if (where := stack_of_task(task))]
+        return "\n".join(
+            [stack_text(thread.ident), *(["with the tasks", *sorted(waiting)] if waiting else [])]
+        )
 
     def stop(self, timeout: float | None = None) -> bool:
         """Let what was submitted run, cancel the tasks that are left, end the thread; False when it would not end.
@@ -76,8 +123,8 @@ class LoopThread:
                 wake = False
         if thread is None:
             return True
-        if wake and self.loop is not None:
-            self.loop.call_soon_threadsafe(self._drain)
+        if wake:
+            self._wake()
         thread.join(timeout)
         return not thread.is_alive()
 
@@ -85,10 +132,20 @@ class LoopThread:
         if self.loop is not None:
             self.loop.stop()
 
+    def _look(self) -> None:
+        """Work off the inbox if the loop's own thread was woken for it."""
+        if self._is_woken:
+            self._drain()
+
     def _drain(self) -> None:
-        # The flag is cleared before the inbox is emptied: what is submitted meanwhile wakes the loop again.
+        # The flag is cleared before the inbox is emptied: what is submitted meanwhile wakes the loop again. A guest
+        # leaves the flag as it is: the loop's own thread is on its way, and need not be woken again before it has come.
         with self._lock:
             self._is_woken = False
+        self._work_off()
+
+    def _work_off(self) -> None:
+        with self._lock:
             notes, self._inbox = self._inbox, deque()
         for fn in notes:
             try:
@@ -102,21 +159,62 @@ class LoopThread:
         loop = self._kernel.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.call_soon(self._drain)
+        if Gate.fits(loop):
+            self._gate = Gate(self._kernel, loop, self._look)
+        _HOSTS[loop] = self
         with self._lock:
             self.loop = loop
         try:
             while True:
                 try:
                     loop.run_forever()
-                    break
-                except (
-                    SystemExit,
-                    KeyboardInterrupt,
-                ):  # from a task of the user's: not the end of the others
+                    if self._is_stopping:
+                        break  # else code of the user's has stopped it: not the end of the others
+                except (SystemExit, KeyboardInterrupt):  # from a task of the user's, as well
                     log_failure()
         finally:
             _finish(loop)
+            del _HOSTS[loop]
             asyncio.set_event_loop(None)
+
+
+_HOSTS: dict[asyncio.AbstractEventLoop, LoopThread] = {}
+"""Event loop -> who runs it, of those that are run here; each entry is written and deleted in one step, by its own thread."""
+
+
+def post(loop: asyncio.AbstractEventLoop, fn: Callable[[], object]) -> None:
+    """Have `fn` called on `loop`, from any thread: at once if it is the calling one, else soon. Never blocks.
+
+    Raises:
+        RuntimeError: The loop is closed.
+    """
+    if sys.modules["asyncio"]._get_running_loop() is loop:
+        fn()
+        return
+    host = _HOSTS.get(loop)
+    if host is None or not host.submit(fn):
+        loop.call_soon_threadsafe(fn)
+
+
+class LoopWaiter:
+    """Tells a coroutine that awaits `future` on `loop`."""
+
+    __slots__ = ("_loop", "future")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        self._loop = loop
+        self.future = future
+
+    def tell(self) -> Iterable[Subscriber]:
+        """Have the await end, soon or at once. Any thread."""
+        if not self.future.done():  # else it gave up meanwhile, and its loop may have been closed
+            post(self._loop, self.wake)
+        return ()
+
+    def wake(self) -> None:
+        """End the await; on the loop."""
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 def _finish(loop: asyncio.AbstractEventLoop) -> None:
@@ -124,6 +222,7 @@ def _finish(loop: asyncio.AbstractEventLoop) -> None:
     import asyncio
 
     try:
+        loop.set_task_factory(None)  # one of the user's may refuse to make what follows
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
@@ -155,23 +254,62 @@ def current_task() -> asyncio.Task[Any] | None:
     return sys.modules["asyncio"].current_task()  # type: ignore[no-any-return]
 
 
-def may_time_out(runner: object) -> bool:
-    """Whether `runner` is a task that ``asyncio.timeout`` or ``asyncio.wait_for`` may still interrupt.
+def may_time_out(runner: object, is_kin: Callable[[Context], bool]) -> bool:
+    """Whether `runner` is a task that a timer of its loop may still interrupt. Any thread; runs no code of a loop's.
 
-    Looks at the timers of the loop, which have no public list; where that is not possible the answer is yes.
+    Such a timer is known by what it refers to, the task, or by who has set it: in `is_kin`'s contexts the
+    code that the task runs, or what that has started. ``asyncio.timeout``, anyio's scopes and ``call_later(5, task.cancel)``
+    are all of this kind. The timers of a loop have no public list; where it cannot be seen the answer is yes.
     """
     get_loop = getattr(runner, "get_loop", None)
     if get_loop is None:
         return False
     loop = get_loop()
     timers, ready = getattr(loop, "_scheduled", None), getattr(loop, "_ready", None)
-    if timers is None or ready is None or getattr(runner, "cancelling", int)():
+    if timers is None or ready is None:
         return True
-    for handle in (*list(timers), *ready.copy()):  # a timer that has rung waits among the ready ones
-        owner = getattr(getattr(handle, "_callback", None), "__self__", None)
-        if not handle.cancelled() and getattr(owner, "_task", None) is runner:
-            return True
-    return False
+    # In the order in which a timer goes: it is scheduled, then ready, then it has rung. Each look copies in one step.
+    pending = [*timers.copy(), *ready.copy()]
+    if getattr(runner, "cancelling", int)():
+        return True
+    return any(not handle.cancelled() and _concerns(handle, runner, is_kin) for handle in pending)
+
+
+def _concerns(handle: Any, task: object, is_kin: Callable[[Context], bool]) -> bool:
+    context, callback, args = (getattr(handle, name, None) for name in ("_context", "_callback", "_args"))
+    if context is None or is_kin(context):
+        return True
+    return any(_leads_to(task, each, _REACH) for each in (callback, *(args or ())))
+
+
+_REACH = 3
+"""From a lambda to the method in its closure, to the method's owner, to what that owner has."""
+
+
+def _leads_to(task: object, thing: object, reach: int) -> bool:
+    """Whether `thing` is the task, or a callable or an object that holds it. Runs no code of the user's."""
+    return thing is task or (reach > 0 and any(_leads_to(task, part, reach - 1) for part in _parts(thing)))
+
+
+def _parts(thing: object) -> list[object]:
+    if isinstance(thing, (MethodType, BuiltinMethodType)):
+        return [thing.__self__]
+    if isinstance(thing, FunctionType):
+        return [part for cell in thing.__closure__ or () for part in _contents(cell)]
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    try:
+        attributes = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return []
+    return list(attributes.values()) if type(attributes) is dict else []
+
+
+def _contents(cell: CellType) -> list[object]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # nothing has been assigned yet
+        return []
 
 
 def stack_of_task(task: Any) -> str:

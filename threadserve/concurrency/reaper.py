@@ -52,12 +52,7 @@ class Errands:
         while True:
             waiter = self._waiter = self._kernel.waiter()
             while self._notes:
-                note = self._notes.popleft()
-                try:
-                    note()
-                except Exception:
-                    log_failure()
-                del note
+                _do(self._notes.popleft())
             waiter.wait()
 
 
@@ -65,49 +60,74 @@ class Callbacks:
     """Runs foreign code where nothing of ours waits for it.
 
     A callback may block, even on something that another callback brings about; so each runs at once, on
-    an idle thread or on a new one. One thread stays for the next callback, the others end.
+    an idle thread or on a new one. One thread stays for the next callback, the others end. Where the system has no
+    thread to give, a note is for the next thread that is done with its own, and where there is none, for the one that posts.
     """
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self._kernel = kernel
         self._name = name
         self._lock = kernel.lock()
-        self._notes: deque[Callable[[], object]] = deque()  # guarded by _lock
-        self._idle: WaiterLike | None = (
-            None  # guarded by _lock; the thread that stays, while it has nothing to do
-        )
+        self._notes: deque[Callable[[], object]] = deque()  # guarded by _lock, as all below
+        self._idle: WaiterLike | None = None  # the thread that stays, while it has nothing to do
+        self._busy = 0  # the other threads, and those that are being started
 
     def start(self) -> None:
         """Nothing to prepare: threads come with the notes."""
 
     def post(self, note: Callable[[], object]) -> None:
-        """Have `note` called soon. Never blocks for long; not for finalizers."""
+        """Have `note` called soon. Never blocks for long, while there are threads to be had; not for finalizers."""
         with self._lock:
             idle, self._idle = self._idle, None
+            self._busy += 1
             if idle is not None:
                 self._notes.append(note)
         if idle is not None:
             idle.set()
-        else:
+            return
+        try:
             self._kernel.spawn(self._name, partial(self._run, [note]))
+        except RuntimeError:
+            self._leave(note)
+
+    def _leave(self, note: Callable[[], object]) -> None:
+        """Have `note` called though no thread could be started for it."""
+        with self._lock:
+            self._busy -= 1
+            idle, self._idle = self._idle, None
+            is_left = self._busy > 0 or idle is not None
+            if is_left:
+                self._notes.append(note)
+            if idle is not None:
+                self._busy += 1
+        if idle is not None:
+            idle.set()
+        if not is_left:
+            _do(note)
 
     def _run(self, notes: list[Callable[[], object]]) -> None:
         while notes:
             note = notes.pop()
-            try:
-                note()
-            except Exception:
-                log_failure()
+            _do(note)
             del note  # an idle thread holds nothing of the user's
             notes.extend(self._next())
 
     def _next(self) -> tuple[Callable[[], object], ...]:
         """Wait for the next note; none when another thread does so already."""
-        waiter = self._kernel.waiter()
-        with self._lock:
-            if self._idle is not None:
-                return ()
-            self._idle = waiter
-        waiter.wait()
-        with self._lock:
-            return (self._notes.popleft(),)
+        while True:
+            waiter = self._kernel.waiter()
+            with self._lock:
+                if self._notes:  # which may have been for another that is just waking: that one rests again
+                    return (self._notes.popleft(),)
+                self._busy -= 1
+                if self._idle is not None:
+                    return ()
+                self._idle = waiter
+            waiter.wait()  # who ends it has counted this thread as busy
+
+
+def _do(note: Callable[[], object]) -> None:
+    try:
+        note()
+    except Exception:
+        log_failure()

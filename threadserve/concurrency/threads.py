@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
-    from types import FrameType, TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from threadserve.concurrency.kernel import Thread
 
@@ -21,6 +21,7 @@ __all__ = [
     "below_ours",
     "get_ident",
     "is_current",
+    "is_main_thread",
     "stack_of_thread",
     "stack_text",
     "start_thread",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."
+_GO_BETWEENS = ("asyncio", "threading", "contextlib")
 
 
 class _OwnThread(threading.Thread):
@@ -46,9 +48,24 @@ def is_current(thread: Thread) -> bool:
     return thread.ident == get_ident()
 
 
-def stack_of_thread(ident: int) -> str:
-    """Return the ``file:line`` at which a thread is in code that is not ours; an empty string where it is in none."""
-    return user_line(sys._current_frames().get(ident))
+def is_main_thread() -> bool:
+    """Whether this is the thread that gets Ctrl-C."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def stack_of_thread(ident: int, border: CodeType | None = None, above: int = 0) -> str:
+    """Return the ``file:line`` at which a thread is in code that is not ours; an empty string where it is in none.
+
+    Args:
+        ident: The thread's identifier.
+        border: Code whose frames divide the stack.
+        above: How many of those frames, the innermost ones, to pass by first.
+    """
+    frame = sys._current_frames().get(ident)
+    while frame is not None and above:
+        above -= frame.f_code is border
+        frame = frame.f_back
+    return user_line(frame)
 
 
 def stack_text(ident: int | None) -> str:
@@ -68,7 +85,7 @@ def user_line(frame: FrameType | None) -> str:
     """Return the ``file:line`` of the innermost frame, from `frame` outwards, that is not ours."""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if not module.startswith(_PACKAGE) and module not in ("threading", "contextlib"):
+        if not module.startswith(_PACKAGE) and module.partition(".")[0] not in _GO_BETWEENS:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

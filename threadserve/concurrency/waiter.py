@@ -25,10 +25,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
 
-__all__ = ["LoopWaiter", "Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "wait_on"]
+__all__ = ["Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "wait_on"]
 
 
 class Subscriber(Protocol):
@@ -45,12 +44,24 @@ class Subscriber(Protocol):
 
 def deliver(news: Iterable[Subscriber]) -> None:
     """Tell everyone, and everyone who is to be told in consequence. Never blocks; call it with no lock held."""
-    pending = deque(news)
-    while pending:
-        try:
-            pending.extend(pending.popleft().tell())
-        except Exception:
-            log_failure()
+    consequences: deque[Subscriber] | None = None
+    for subscriber in news:
+        consequences = _tell(subscriber, consequences)
+    while consequences:
+        _tell(consequences.popleft(), consequences)
+
+
+def _tell(subscriber: Subscriber, consequences: deque[Subscriber] | None) -> deque[Subscriber] | None:
+    """Tell one, and return `consequences` with those to be told next at the end; None as long as there are none."""
+    try:
+        following = subscriber.tell()
+        if following:
+            if consequences is None:
+                return deque(following)
+            consequences.extend(following)
+    except Exception:
+        log_failure()
+    return consequences
 
 
 def log_failure() -> None:
@@ -99,23 +110,3 @@ class ThreadWaiter:
     def tell(self) -> Iterable[Subscriber]:
         self.waiter.set()  # type: ignore[attr-defined]
         return ()
-
-
-class LoopWaiter:
-    """Tells a coroutine that awaits `future` on `loop`."""
-
-    __slots__ = ("_future", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-        self._loop = loop
-        self._future = future
-
-    def tell(self) -> Iterable[Subscriber]:
-        if not self._future.done():  # else it gave up meanwhile, and its loop may have been closed
-            self._loop.call_soon_threadsafe(self.wake)
-        return ()
-
-    def wake(self) -> None:
-        """End the await; on the loop."""
-        if not self._future.done():
-            self._future.set_result(None)

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from threadserve.call.request import current_request
 from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
-from threadserve.concurrency.waiter import LoopWaiter
+from threadserve.concurrency.loops import LoopWaiter
 from threadserve.errors import BackPressureError, DeploymentUnavailableError, RequestTimeoutError
 
 if TYPE_CHECKING:

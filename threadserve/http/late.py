@@ -30,15 +30,23 @@ class LateServer:
         kernel: Gives the thread that waits for the client, and the server's.
         options: Where to serve, and how.
         routes: As the Server's.
+        patience: As the Server's.
 
     Raises:
         ServeError: The port is taken, or cannot be had for another reason.
     """
 
-    def __init__(self, kernel: Kernel, options: HTTPOptions, routes: Callable[[], dict[str, Route]]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        options: HTTPOptions,
+        routes: Callable[[], dict[str, Route]],
+        patience: Callable[[], float],
+    ) -> None:
         self._kernel = kernel
         self._options = options
         self._routes = routes
+        self._patience = patience
         self._listener = listen(options.host, options.port)
         self._doorbell = Doorbell(self._listener)
         self._lock: Lock = kernel.lock()
@@ -74,7 +82,7 @@ class LateServer:
             return
         from threadserve.http.server import Server
 
-        server = Server(self._kernel, self._options, self._routes, self._listener)
+        server = Server(self._kernel, self._options, self._routes, self._patience, self._listener)
         try:
             server.start()
         except Exception:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 _GRACE_S = 20.0  # as long as a deployment gives its requests, unless it says otherwise
+_LEAST_S = 0.25  # for what needs no patience: connections that are idle are closed one turn of the loop later
 
 
 class Server:
@@ -33,6 +34,7 @@ class Server:
         kernel: Gives the thread and its event loop.
         options: Where to serve, and how.
         routes: Asked with each request: route prefix -> (app, ingress handle). Must not block.
+        patience: Asked when it stops: how many seconds what runs may take to finish. Must not block.
         listener: A socket that listens already; without one, `options` say where.
     """
 
@@ -41,9 +43,11 @@ class Server:
         kernel: Kernel,
         options: HTTPOptions,
         routes: Callable[[], dict[str, Route]],
+        patience: Callable[[], float] = lambda: _GRACE_S,
         listener: socket.socket | None = None,
     ) -> None:
         self._kernel = kernel
+        self._patience = patience
         self._listener = listener
         self._options = options
         self._app = Routes(routes, options.request_timeout_s)
@@ -82,19 +86,24 @@ class Server:
             self.stop()
             raise ServeError(f"cannot serve HTTP at {self.url}") from self._outcome.fetch()
 
-    def stop(self, timeout_s: float = _GRACE_S) -> None:
-        """Accept no more, let what runs finish, and end; what runs after `timeout_s` seconds is cancelled.
+    def stop(self) -> None:
+        """Accept no more, let what runs finish, and end; what runs when the patience is at its end is cancelled.
 
-        Blocks until all is done; from inside a request, which could not finish, it does not wait. May be
-        repeated, which does not wait either. Safe from any thread.
+        Blocks until all is done; Ctrl-C skips the rest of that and goes on as KeyboardInterrupt. From inside a request,
+        which could not finish, it does not wait. May be repeated, which does not wait either. Safe from any thread.
         """
         thread, self._thread = self._thread, None
         if self._uvicorn is None or thread is None:
             return
-        self._uvicorn.finish(timeout_s)
-        if current_request() is None:
+        self._uvicorn.finish(max(_LEAST_S, self._patience()))
+        if current_request() is not None:
+            return
+        try:
             self._has_ended.wait()  # Ctrl-C may end this wait; a join it could not
-            thread.join()
+        except KeyboardInterrupt:
+            self._uvicorn.force_exit = True
+            raise
+        thread.join()
 
     def _serve(self, listener: socket.socket, tell: Callable[[], None]) -> None:
         """Run the server to its end; the thread's whole life."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from threadserve.call.request import Request
 
-__all__ = ["Target", "check_result", "check_stream"]
+__all__ = ["NO_RESULT", "Target", "check_result", "check_stream"]
 
 
 class Target:
@@ -106,14 +106,20 @@ class Target:
         finalizer = getattr(type(servable), "__del__", None)
         if not self.is_class or finalizer is None:
             return None
-        result = finalizer(servable)
-        with suppress(
-            TypeError
-        ):  # a layout that allows no other class: Python will call __del__ a second time
-            servable.__class__ = type(
-                type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done}
-            )
-        return result
+        try:
+            return finalizer(servable)
+        finally:
+            with suppress(
+                TypeError
+            ):  # a layout that allows no other class: Python will call it a second time
+                servable.__class__ = type(
+                    type(servable).__name__, (type(servable),), {"__slots__": (), "__del__": _done}
+                )
+
+    def let_go(self) -> None:
+        """Keep the instance alive no longer: it may be large, a model, and whoever still has this may stay."""
+        if self.is_class:
+            self.servable = None
 
     def methods(self) -> tuple[str, ...]:
         """Return the names that can be called, public ones and those with one leading underscore."""
@@ -133,7 +139,7 @@ class Target:
     def _refuse(self, request: Request) -> NoReturn:
         available = self.methods()
         near = difflib.get_close_matches(request.method, available, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise MethodNotFoundError(
             f"method {request.method!r} does not exist in {request.router.name}{hint} "
             f"Available methods: {list(available)}",
@@ -168,15 +174,16 @@ def _begins_async(member: object) -> bool:
     return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
 
-_NO_RESULT = frozenset(
+NO_RESULT = frozenset(
     (CoroutineType, GeneratorType, AsyncGeneratorType, DeploymentResponse, DeploymentResponseGenerator)
 )
+"""Types of what a plain call cannot return as it is."""
 
 
 def check_result(request: Request, result: Any) -> None:
     """Refuse what a plain call cannot return; a coroutine has been awaited before."""
     kind = type(result)
-    if kind not in _NO_RESULT:
+    if kind not in NO_RESULT:
         return
     name = f"{request.router.name}.{request.method}"
     if kind is GeneratorType or kind is CoroutineType:

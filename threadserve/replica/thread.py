@@ -26,21 +26,22 @@ import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextvars import Context
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.blocking import block, suspend
 from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.call.request import ANSWERED, CURRENT, Request
-from threadserve.concurrency.loops import LoopThread, current_task, is_cancellation, make_future
+from threadserve.concurrency.loops import LoopThread, LoopWaiter, current_task, is_cancellation, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value, capture
-from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
-from threadserve.concurrency.waiter import LoopWaiter, ThreadWaiter
+from threadserve.concurrency.threads import below_ours, get_ident, is_current, is_main_thread, stack_text
+from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError, RequestError
-from threadserve.replica.target import Target, check_result, check_stream
+from threadserve.replica.target import NO_RESULT, Target, check_result, check_stream
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.kernel import Kernel, Thread
@@ -122,24 +123,42 @@ class ThreadReplica:
         Blocks up to `timeout` seconds. Names the threads that would not end, with what they are at.
         """
         deadline = self._kernel.now() + timeout
-        threads = [self._kernel.spawn(f"{self.name} stop", self._finalize)]
+        ending: list[Thread] = []
+        try:
+            ending.append(self._kernel.spawn(f"{self.name} stop", self._finalize))
+        except (
+            RuntimeError
+        ):  # the system has no thread to give: then on this one, unbounded, rather than not at all
+            self._finalize()
         with self._lock:
-            threads += self._threads
+            workers = list(self._threads)
+        stuck = self._join([*ending, *workers], deadline, stack_text)
+        loop = self._loop.thread
+        if loop is not None and not any(thread.is_alive() for thread in ending):  # else it has not been told
+            stuck += self._join([loop], deadline, lambda _: self._loop.stuck())
+        return stuck
+
+    def _join(
+        self, threads: Sequence[Thread], deadline: float, describe: Callable[[int | None], str]
+    ) -> list[str]:
+        """Wait for `threads` until `deadline`, and name those that would not end."""
         stuck: list[str] = []
         for thread in threads:
             if is_current(thread):
                 continue
             thread.join(max(0.0, deadline - self._kernel.now()))
             if thread.is_alive():
-                stuck.append(f"thread {thread.name}, which is at\n{stack_text(thread.ident)}")
+                stuck.append(f"thread {thread.name}, which is at\n{describe(thread.ident)}")
         return stuck
 
     def _finalize(self) -> None:
-        """Call the user's ``__del__``, once and for all, and end the loop."""
+        """Call the user's ``__del__``, once and for all, let go of the instance, and end the loop."""
         outcome = capture(self.call, self._target.finalize)
         if isinstance(outcome, Error):
             _log.error("__del__ of %s raised", self.name, exc_info=outcome.exception)
-        self._loop.stop()
+        del outcome  # with the frames of the user's in it
+        self._target.let_go()
+        self._loop.stop(0)  # whoever stops the replica waits for its thread
 
     def add_worker(self, work: Callable[[], None]) -> None:
         """Start a worker thread that runs `work`. Raises RuntimeError where the system has no thread to give."""
@@ -171,7 +190,7 @@ class ThreadReplica:
     def post(self, request: Request) -> None:
         """Begin the body on the loop; ``on_done`` will tell how it ended. Never blocks."""
         context, request.context = request.context, None
-        self._post(request, context or Context(), self._body(request))
+        self._post(request, context or Context())
 
     def _run(self, request: Request, context: Context) -> Outcome | None:
         try:
@@ -179,15 +198,17 @@ class ThreadReplica:
             REPLICA.set(self.context)
             request.runner = get_ident()
             result = self._begin(request)
+            if request.channel is None and type(result) not in NO_RESULT:
+                return Value(result)
             if inspect.iscoroutine(result):
-                self._post(request, context.copy(), self._go_on(request, result))
+                self._post(request, context.copy(), result)
                 return None
             if request.channel is None:
                 check_result(request, result)
                 return Value(result)
             check_stream(request, result)
             if isinstance(result, AsyncIterator) and not hasattr(result, "__next__"):
-                self._post(request, context.copy(), self._drain_async(request, result))
+                self._post(request, context.copy(), result)
                 return None
             self._drain(request, cast("Iterator[Any]", result))
             return Value(None)
@@ -198,20 +219,20 @@ class ThreadReplica:
 
     def _begin(self, request: Request) -> Any:
         """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
-        if self._kernel.now() >= request.deadline:  # it passed in the queue, and the timer is late
+        if (
+            request.deadline != inf and self._kernel.now() >= request.deadline
+        ):  # it passed in the queue, and the timer is late
             request.expire()
         if request.state is ANSWERED:
             raise Cancelled("the request was cancelled or had expired before the body began")
         fn = self._target.lookup(request)
-        args, kwargs = request.args or (), request.kwargs or {}
+        args, kwargs, adapter = request.args or (), request.kwargs or {}, request.adapter
         request.args = request.kwargs = None
-        adapter, is_async = (
-            request.adapter,
-            request.adapter is not None and self._target.begins_async(request.method),
-        )
-        del request
         if adapter is None:
+            del request
             return fn(*args, **kwargs)
+        is_async = self._target.begins_async(request.method)
+        del request
         return adapter.aiterate(fn, args, kwargs) if is_async else adapter.iterate(fn, args, kwargs)
 
     def _failure(self, request: Request, error: BaseException) -> Outcome:
@@ -249,10 +270,7 @@ class ThreadReplica:
         offer = channel.offer
         try:
             for item in items:
-                accepted = offer(item, None)
-                if accepted is None:
-                    accepted = self._put(request, channel, item)
-                if not accepted:
+                if not (offer(item, None) or self._put(request, channel, item)):
                     return
         finally:
             close = getattr(items, "close", None)
@@ -275,14 +293,15 @@ class ThreadReplica:
     async def _drain_async(self, request: Request, items: Any) -> None:
         channel = request.channel
         assert channel is not None
+        offer = channel.offer
         try:
             if isinstance(items, AsyncIterator):
                 async for item in items:
-                    if not await self._put_async(request, channel, item):
+                    if not (offer(item, None) or await self._put_async(request, channel, item)):
                         return
             else:
                 for item in items:
-                    if not await self._put_async(request, channel, item):
+                    if not (offer(item, None) or await self._put_async(request, channel, item)):
                         return
         finally:
             close = getattr(items, "aclose", None) or getattr(items, "close", None)
@@ -291,66 +310,47 @@ class ThreadReplica:
 
     async def _put_async(self, request: Request, channel: Channel, item: Any) -> bool:
         """Put `item` in the channel, suspending while it is full; False when it is closed."""
-        accepted = channel.offer(item, None)
-        while accepted is None:
-            loop, future = make_future()
-            subscriber = LoopWaiter(loop, future)
+        while True:
+            subscriber = LoopWaiter(*make_future())
             accepted = channel.offer(item, subscriber)
-            if accepted is None:
-                try:
-                    await suspend(loop, future, needs=request.readers(), is_ended=channel.has_room)
-                finally:
-                    channel.forget(subscriber)
-        return accepted
+            if accepted is not None:
+                return accepted
+            try:
+                await suspend(subscriber, needs=request.readers(), is_ended=channel.has_room)
+            finally:
+                channel.forget(subscriber)
 
     # ---- coroutines
 
-    async def _body(self, request: Request) -> Any:
-        """The whole of a call that begins on the loop."""
-        CURRENT.set(request)
-        REPLICA.set(self.context)
+    def _post(self, request: Request, context: Context, rest: Any = None) -> None:
+        """Have the loop conduct `request`; `rest` is what the call has returned, where it has been made."""
+        request.host = self._loop
         try:
-            return await self._go_on(request, self._begin(request))
-        finally:
-            del request
-
-    async def _go_on(self, request: Request, result: Any) -> Any:
-        try:
-            if inspect.isawaitable(result) and not isinstance(result, AsyncIterator):
-                result = await result
-            if request.channel is None:
-                check_result(request, result)
-                return result
-            check_stream(request, result)
-            await self._drain_async(request, result)
-            return None
-        finally:
-            del request, result
-
-    def _post(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
-        try:
-            if self._loop.submit(lambda: self._start(request, context, body)):
+            if self._loop.submit(lambda: self._start(request, context, rest)):
                 return
             error = self._stopping(request)
         except RuntimeError as failure:
             error = self._stopping(request, str(failure))
-        body.close()
+        _discard(rest)
         self.on_done(request, Error(error))
 
-    def _start(self, request: Request, context: Context, body: Coroutine[Any, Any, Any]) -> None:
+    def _start(self, request: Request, context: Context, rest: Any) -> None:
         loop = self._loop.loop
         assert loop is not None
-        task: asyncio.Task[Outcome] = loop.create_task(
-            self._guard(request, body, lambda: _cancel_threadsafe(loop, task)),
-            context=context,
-            name=f"{self.name} {request.method}",
-        )
-        task.add_done_callback(lambda task: self._end(request, body, task))
+        conducted = self._conduct(request, lambda: _cancel_threadsafe(loop, task), rest)
+        try:
+            task: asyncio.Task[Outcome] = loop.create_task(
+                conducted, context=context, name=f"{self.name} {request.method}"
+            )
+        except BaseException as error:  # from a task factory of the user's
+            conducted.close()
+            _discard(rest)
+            self.on_done(request, self._failure(request, error))
+            return
+        task.add_done_callback(lambda task: self._end(request, rest, task))
 
-    async def _guard(
-        self, request: Request, body: Coroutine[Any, Any, Any], interrupt: Callable[[], None]
-    ) -> Outcome:
-        """Keep what the body raises from the loop, which SystemExit would end.
+    async def _conduct(self, request: Request, interrupt: Callable[[], None], rest: Any) -> Outcome:
+        """Bring a body to its end, and keep what it raises from the loop, which SystemExit would end.
 
         The interrupt is attached here, in the first step: a task that is cancelled before it would never begin.
         """
@@ -358,16 +358,32 @@ class ThreadReplica:
             request.runner = current_task()
             if not request.attach(interrupt):
                 interrupt()
-            return Value(await body)
+            if rest is None:
+                CURRENT.set(request)
+                REPLICA.set(self.context)
+                rest = self._begin(request)
+            if inspect.isawaitable(rest) and not isinstance(rest, AsyncIterator):
+                rest = await rest
+            if request.channel is None:
+                check_result(request, rest)
+                return Value(rest)
+            check_stream(request, rest)
+            await self._drain_async(request, rest)
+            return Value(None)
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and is_main_thread():
+                raise  # it is the waiting thread's, which is the loop just now
             return self._failure(request, error)
         finally:
-            del request, body, interrupt
+            del request, rest, interrupt
 
-    def _end(self, request: Request, body: Coroutine[Any, Any, Any], task: asyncio.Task[Outcome]) -> None:
+    def _end(self, request: Request, rest: Any, task: asyncio.Task[Outcome]) -> None:
         if task.cancelled():  # the loop was stopped before the first step
-            body.close()
+            _discard(rest)
             self.on_done(request, Error(self._stopping(request)))
+        elif task.exception() is not None:  # Ctrl-C, see above
+            request.was_cancelled = True
+            self.on_done(request, request.cancellation())
         else:
             self.on_done(request, task.result())
 
@@ -382,29 +398,45 @@ class ThreadReplica:
         """Run `coroutine` on the loop and wait for it, on a thread that may."""
         waiter = self._kernel.waiter()
         outcomes: list[Outcome] = []
+        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
 
         async def body() -> None:
             try:
                 outcomes.append(Value(await coroutine))
             except BaseException as error:
                 outcomes.append(Error(error))
-            waiter.set()
-
-        tasks: list[asyncio.Task[None]] = []  # a loop does not keep its tasks alive
 
         def start() -> None:
             assert self._loop.loop is not None
-            tasks.append(self._loop.loop.create_task(body(), context=context))
+            guarded = body()
+            try:
+                task = self._loop.loop.create_task(guarded, context=context)
+            except BaseException as error:  # from a task factory of the user's
+                guarded.close()
+                coroutine.close()
+                outcomes.append(Error(error))
+                waiter.set()
+                return
+            tasks.append(task)
+            task.add_done_callback(lambda _: waiter.set())
 
-        if not self._loop.submit(start):
+        if self._loop.submit(start):
+            waiter.wait()
+        if not outcomes:  # the loop was stopped before the first step
             coroutine.close()
             raise ReplicaDiedError(f"replica {self.name} is stopping")
-        waiter.wait()
         return outcomes[0].unwrap()
 
 
 def _nobody(request: Request, outcome: Outcome) -> None:
     """Stand in for the router until there is one."""
+
+
+def _discard(rest: Any) -> None:
+    """Let go of what a call has returned and nobody will run, without a warning that nobody has."""
+    close = getattr(rest, "close", None)
+    if close is not None:
+        close()
 
 
 def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:

@@ -15,9 +15,9 @@ from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Inputs", "has_inputs"]
+__all__ = ["Inputs", "has_inputs", "unanswered"]
 
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 _LOOK_DEPTH = 2
@@ -31,23 +31,37 @@ def has_inputs(request: Request) -> bool:
         ArgumentError: A response is nested in a container, or a generator is an argument.
     """
     found = False
-    for value in _arguments(request):
-        kind = type(value)
-        if kind in _PLAIN:
-            continue
-        if isinstance(value, Answer) or is_future(value):
+    for value in request.args or ():
+        if type(value) not in _PLAIN and _is_input(request, value):
             found = True
-        elif isinstance(value, DeploymentResponseGenerator):
-            _refuse_stream(request)
-        elif kind in _CONTAINERS:
-            _look_inside(request, value)
+    if request.kwargs:
+        for value in request.kwargs.values():
+            if type(value) not in _PLAIN and _is_input(request, value):
+                found = True
     return found
 
 
-def _arguments(request: Request) -> Iterator[Any]:
-    yield from request.args or ()
-    if request.kwargs:
-        yield from request.kwargs.values()
+def _is_input(request: Request, value: Any) -> bool:
+    kind = type(value)
+    if kind is DeploymentResponse:
+        return True
+    if kind in _CONTAINERS:
+        _look_inside(request, value)
+    elif isinstance(value, DeploymentResponseGenerator):
+        _refuse_stream(request)
+    return _can_be_awaited(value)
+
+
+def unanswered(request: Request) -> Iterator[Request]:
+    """Iterate over the calls whose answers `request` waits for, as of when each is looked at."""
+    for value in _arguments(request):
+        if isinstance(value, Answer) and request_of(value).state is not ANSWERED:
+            yield request_of(value)
+
+
+def _arguments(request: Request) -> Sequence[Any]:
+    args, kwargs = request.args or (), request.kwargs
+    return (*args, *kwargs.values()) if kwargs else args
 
 
 _CONTAINERS = frozenset((list, tuple, set, dict))
@@ -95,32 +109,37 @@ def _refuse_stream(request: Request) -> None:
 class Inputs:
     """The unanswered inputs of one request; it is admitted when the last of them has its value.
 
-    The first input that fails answers the request with its own failure. The count starts one too high and that
-    guard is taken off last: otherwise inputs that are answered while the others are still being registered
-    would start the call too early.
+    The first input that fails answers the request with its own failure. How many there are is known before the first
+    is registered, so inputs that are answered while others are still being registered do not start the call too early.
     """
 
     __slots__ = ("_admit", "_pending", "_request", "_upstream")
 
-    def __init__(self, request: Request, admit: Callable[[Request], Iterable[Subscriber]]) -> None:
+    def __init__(
+        self, request: Request, admit: Callable[[Request, Subscriber], Iterable[Subscriber]]
+    ) -> None:
         self._request = request
         self._admit = admit
-        self._pending = 1  # guarded by the lock of the request's router
+        self._pending = sum(1 for value in _arguments(request) if _can_be_awaited(value))
+        """Guarded by the lock of the request's router."""
         self._upstream: list[tuple[Request, _Input]] = []
 
     def register(self) -> None:
-        """Begin to wait. Never blocks."""
+        """Begin to wait, once the request tells this of its answer. Never blocks."""
         request = self._request
-        if not request.subscribe(self):
-            return
         for value in _arguments(request):
+            if type(value) in _PLAIN:
+                continue
             if isinstance(value, Answer):
-                self._watch(request_of(value))
-            elif type(value) not in _PLAIN and is_future(value):
-                self._watch_future(value)
+                upstream = request_of(value)
+                watch = _Input(self, upstream)
+                self._upstream.append((upstream, watch))
+                if not upstream.subscribe(watch):
+                    deliver(watch.tell())
+            elif is_future(value):
+                value.add_done_callback(self._future_done)
         if request.state is ANSWERED:  # an input had failed already
-            deliver((self,))
-        deliver(self.arrived())
+            self.tell()
 
     def tell(self) -> Iterable[Subscriber]:
         """The request itself was answered while it waited: nobody needs to be told of its inputs any more."""
@@ -130,34 +149,21 @@ class Inputs:
         return ()
 
     def arrived(self) -> Iterable[Subscriber]:
-        """One input has its value, or the guard is taken off; admit the request if that was the last."""
+        """One input has its value; admit the request if that was the last."""
         request = self._request
-        with request.router.lock:
-            self._pending -= 1
-            if self._pending or request.state is ANSWERED:
-                return ()
-        request.forget(self)
-        self._upstream.clear()
+        if self._pending > 1:  # it never grows, so a single one needs no lock to know that it is the last
+            with request.router.lock:
+                self._pending -= 1
+                if self._pending:
+                    return ()
+        self._upstream.clear()  # its entries lead back here
         failure = self._resolve()
-        return self._admit(request) if failure is None else self.failed(failure)
+        return self._admit(request, self) if failure is None else self.failed(failure)
 
     def failed(self, outcome: Outcome) -> Iterable[Subscriber]:
         """An input failed: so has the request, whose body never runs."""
         with self._request.router.lock:
             return self._request.settle(outcome) or ()
-
-    def _watch(self, upstream: Request) -> None:
-        watch = _Input(self, upstream)
-        with self._request.router.lock:
-            self._pending += 1
-        self._upstream.append((upstream, watch))
-        if not upstream.subscribe(watch):
-            deliver(watch.tell())
-
-    def _watch_future(self, future: concurrent.futures.Future[Any]) -> None:
-        with self._request.router.lock:
-            self._pending += 1
-        future.add_done_callback(self._future_done)
 
     def _future_done(self, future: concurrent.futures.Future[Any]) -> None:
         outcome = _outcome(future)
@@ -181,9 +187,16 @@ class Inputs:
                 return outcome
             else:
                 values.append(outcome.unwrap())
+        if not kwargs:
+            request.args = tuple(values)
+            return None
         request.args = tuple(values[: len(args)])
         request.kwargs = dict(zip(kwargs, values[len(args) :], strict=True))
         return None
+
+
+def _can_be_awaited(value: Any) -> bool:
+    return type(value) not in _PLAIN and (isinstance(value, Answer) or is_future(value))
 
 
 def _outcome(value: Any) -> Outcome | None:

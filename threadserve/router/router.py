@@ -33,28 +33,27 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from threadserve.call.request import QUEUED, RUNNING, WAITING, Request
+from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
-from threadserve.errors import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaDiedError,
-    RequestError,
-)
+from threadserve.errors import BackPressureError, DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import Inputs, has_inputs
+from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.seats import Seat, Seats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
+    from threadserve.errors import RequestError
     from threadserve.replica.thread import ThreadReplica
 
 __all__ = ["Holdings", "Limits", "Router", "RouterStatistics"]
@@ -72,6 +71,8 @@ class Limits:
     """What HTTP answers when the queue is full."""
     retry_after_s: float | None = None
     """What HTTP then advises, in seconds."""
+    inline: bool = True
+    """Whether a thread that waits for a request may run it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +125,11 @@ class Router:
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
         self.lock: Lock = kernel.lock()
-        self.isolation: Isolation | None = None
-        """What every request passes on its way in; None where callers and replicas share their values."""
+        self.isolation: Isolation | None = (
+            None  # what a request passes on its way in; None: values are shared
+        )
         self._limits = Limits()  # guarded by lock, as all below
+        self._most_queued = -1
         self._closed_because: str | None = "it is not deployed"
         self._opening = 0
         self._queue: deque[Request] = deque()
@@ -135,10 +138,9 @@ class Router:
         self._seats = Seats()
         self.on_wait: Callable[[], None] = _nobody
         """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
+        # What a request is answered with when the router is closed, and when its replica is given up.
         self.unavailable: Callable[..., RequestError] = DeploymentUnavailableError
-        """Makes the error of a request that comes when the router is closed; set by who wants another one."""
         self.died: Callable[..., RequestError] = ReplicaDiedError
-        """Makes the error of a request that was given up with its replica; the same."""
         self._is_waking = False
 
     def __repr__(self) -> str:
@@ -183,6 +185,7 @@ class Router:
         """
         with self.lock:
             self._limits = limits
+            self._most_queued = limits.max_queued_requests
             self.stream_buffer_size = limits.stream_buffer_size
             self.isolation = isolation
             self._closed_because = None
@@ -208,16 +211,14 @@ class Router:
     def seat(self, replica: ThreadReplica, limit: int) -> Seat:
         """Make a seat for `replica`, closed until ``replace`` opens it."""
         seat = Seat(replica, limit)
-        replica.on_done = lambda request, outcome: self._ended_on_loop(seat, request, outcome)
+        replica.on_done = lambda request, outcome: self._ended_elsewhere(seat, request, outcome)
         return seat
 
     def resize(self, seat: Seat, by: int) -> None:
         """Give `seat` so many slots more, or fewer. What runs in it goes on; it gets nothing new until it has room."""
-        spare: list[WaiterLike] = []
         with self.lock:
             self._seats.resize(seat, by)
-            while seat.idle and seat.workers - len(spare) > seat.limit:
-                spare.append(seat.idle.pop())
+            spare = [seat.idle.pop() for _ in range(min(len(seat.idle), seat.workers - seat.limit))]
             effects = self._pump()
         for worker in spare:
             worker.set()
@@ -276,28 +277,39 @@ class Router:
             request.answer(Error(error.with_traceback(None)))  # whose frames hold the arguments
             return
         if not waits:
-            deliver(self.admit(request))
+            news = self.admit(request)
+            if news:
+                deliver(news)
             return
+        inputs = Inputs(request, self.admit)
         with self.lock:
             is_open = self._closed_because is None
             if is_open and request.state is WAITING:
                 self._waiting[request] = None
+                request.listen(inputs)
         if is_open:
-            Inputs(request, self.admit).register()
+            inputs.register()
         else:
             request.answer(self._unavailable(request))
 
-    def admit(self, request: Request) -> Iterable[Subscriber]:
-        """Put `request`, which has all its arguments, in the queue, or refuse it; news comes back."""
-        news: Iterable[Subscriber] = ()
+    def admit(self, request: Request, inputs: Subscriber | None = None) -> Sequence[Subscriber]:
+        """Put `request`, which has all its arguments, in the queue, or refuse it; news comes back.
+
+        Args:
+            request: Is WAITING, unless it has been answered.
+            inputs: Is not to be told of its answer any more.
+        """
+        news: Sequence[Subscriber] = ()
         effects = _NOTHING
         with self.lock:
-            self._waiting.pop(request, None)
+            if inputs is not None:
+                self._waiting.pop(request, None)
+                request.drop(inputs)
             if request.state is not WAITING:
                 pass  # answered meanwhile: cancelled, most likely
             elif self._closed_because is not None:
                 news = request.settle(self._unavailable(request)) or ()
-            elif self._is_full():
+            elif self._most_queued >= 0 and self._queued - self._seats.free >= self._most_queued:
                 news = request.settle(self._refusal(request)) or ()
             else:
                 request.state = QUEUED
@@ -305,17 +317,73 @@ class Router:
                     request.admitted = self.kernel.now()
                 self._queue.append(request)
                 self._queued += 1
-                effects = self._pump()
+                if self._queued == 1:  # else somebody comes for those before it, or no slot is free
+                    effects = self._pump()
         if effects is not _NOTHING:
             self._act(effects)
         return news
+
+    def help(self, request: Request, waiting: Request | None) -> None:
+        """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
+        while request.state is QUEUED:
+            if not self._limits.inline or not self.run_here(request, waiting):
+                return
+        if request.state is not ANSWERED:
+            help_along(request, waiting)
+
+    def run_here(self, request: Request, waiting: Request | None) -> bool:
+        """Run `request`, or an older one of the same caller's, on the calling thread; False where it cannot be.
+
+        Blocks as long as the body does.
+        """
+        with self.lock:
+            if not self._queued:
+                return False
+            head = self._head()
+            if head is not request and (
+                request.state is not QUEUED or head.caller != get_ident() or not self._is_one_at_a_time()
+            ):
+                return False
+            seat = self._seats.least_loaded()
+            if (
+                seat is None
+                or not self._limits.inline
+                or (waiting is not None and waiting.state is not RUNNING)
+                or head.deadline != inf
+                or head.channel is not None
+                or seat.begins_async[head.method]
+            ):
+                return False
+            self._claim(seat)
+        del request
+        try:
+            run_claimed(seat, head, waiting, self._ended_elsewhere)
+        except BaseException as error:
+            if (
+                head in seat.running
+            ):  # no room was left on the stack, or a signal handler of the user's raised
+                self.kernel.errands.post(partial(self._lost, seat, head, type(error).__name__))
+            raise
+        return True
+
+    def visit(self, request: Request) -> bool:
+        """Run what is ready on the loop that the body of `request` runs on, on the calling thread; False where it cannot be.
+
+        Blocks as long as the code that is ready does.
+        """
+        host = request.host
+        if host is None or request.deadline != inf or not self._limits.inline:
+            return False
+        return host.visit(lambda: request.state is ANSWERED)
 
     def leave(self, request: Request) -> None:
         """Strike `request`, answered before it was started, off the books; the lock is held."""
         if request.state is QUEUED:
             self._queued -= 1
             dead = len(self._queue) - self._queued
-            if dead > 64 and dead * 2 > len(self._queue):
+            if not self._queued:
+                self._queue.clear()
+            elif dead > 64 and dead * 2 > len(self._queue):
                 self._queue = deque(
                     queued for queued in self._queue if queued.state is QUEUED and queued is not request
                 )
@@ -324,18 +392,12 @@ class Router:
 
     # ---- decisions; the lock is held in all of these
 
-    def _is_full(self) -> bool:
-        limit = self._limits.max_queued_requests
-        return limit >= 0 and self._queued - self._seats.free >= limit
-
-    def _head(self) -> Request | None:
-        """Return the oldest live request; dead ones before it are dropped."""
+    def _head(self) -> Request:
+        """Return the oldest live request, of which there must be one; dead ones before it are dropped."""
         queue = self._queue
-        while queue:
-            if queue[0].state is QUEUED:
-                return queue[0]
+        while (head := queue[0]).state is not QUEUED:
             queue.popleft()
-        return None
+        return head
 
     def _claim(self, seat: Seat) -> Request:
         """Take the head of the queue and a slot of `seat`."""
@@ -347,15 +409,19 @@ class Router:
             request.started = self.kernel.now()
         return request
 
+    def _is_one_at_a_time(self) -> bool:
+        """Whether a request has to wait for the end of those before it, and not for their beginning only."""
+        return len(self._seats) == 1 and all(seat.limit == 1 for seat in self._seats)
+
     def _pump(self) -> _Effects:
         """See to it that somebody comes for the head, if a slot is free."""
         posted: list[tuple[Seat, Request]] = []
         while self._queued:
             seat = self._seats.least_loaded()
-            head = self._head()
-            if seat is None or head is None:
+            if seat is None:
                 break
-            if seat.replica.begins_async(head.method):
+            head = self._head()
+            if seat.begins_async[head.method]:
                 posted.append((seat, self._claim(seat)))
                 continue
             if self._is_waking:
@@ -371,8 +437,7 @@ class Router:
 
     def _take_next(self, seat: Seat) -> Request | None:
         """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
-        head = self._head()
-        if head is None or not seat.has_room or seat.replica.begins_async(head.method):
+        if not self._queued or not seat.has_room or seat.begins_async[self._head().method]:
             return None
         return self._claim(seat)
 
@@ -390,7 +455,8 @@ class Router:
         """Run requests on the calling thread until the seat is closed."""
         request, effects = self._arrive(seat)
         while True:
-            self._act(effects)
+            if effects is not _NOTHING:
+                self._act(effects)
             if request is None:
                 effects = _NOTHING  # a worker holds on to nothing while it rests
                 if not self._rest(seat):
@@ -419,9 +485,9 @@ class Router:
         with self.lock:
             drained = self._release(seat, request)
             news = request.end(outcome)
-            following = self._take_next(seat)
-            effects = self._pump()
-        deliver(news)
+            following, effects = (self._take_next(seat), self._pump()) if self._queued else (None, _NOTHING)
+        if news:
+            deliver(news)
         if drained is not None:
             drained.set()
         return following, effects
@@ -443,16 +509,23 @@ class Router:
         waiter.wait()
         return True
 
-    def _ended_on_loop(self, seat: Seat, request: Request, outcome: Outcome) -> None:
-        """Be told by a replica that a request which it ran on its loop has ended."""
+    def _ended_elsewhere(self, seat: Seat, request: Request, outcome: Outcome) -> None:
+        """Be told that a request has ended which no worker ran: the replica's loop did, or a thread that waited."""
         with self.lock:
             drained = self._release(seat, request)
             news = request.end(outcome)
-            effects = self._pump()
-        self._act(effects)
-        deliver(news)
+            effects = self._pump() if self._queued else _NOTHING
+        if effects is not _NOTHING:
+            self._act(effects)
+        if news:
+            deliver(news)
         if drained is not None:
             drained.set()
+
+    def _lost(self, seat: Seat, request: Request, reason: str) -> None:
+        """Be told that a thread that ran a request could not see to its end."""
+        if request in seat.running:
+            self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 
@@ -478,18 +551,14 @@ class Router:
             self._is_waking = False
             seat.workers -= 1
             rested = next((other for other in self._seats if other.idle and other.has_room), None)
-            if (
-                rested is not None
-            ):  # of another replica, with more to do than the one that was to get a worker
+            if rested is not None:  # of another replica, with more to do than the one that was to get it
                 self._is_waking = True
                 effects = _Effects(wake=rested.idle.pop())
             elif not any(other.workers for other in self._seats):
-                for request in self._queue:
+                for request in tuple(self._queue):
                     if request.state is QUEUED:
-                        news.extend(
-                            request.settle(self._unavailable(request, f"no thread could be started: {error}"))
-                            or ()
-                        )
+                        refusal = self._unavailable(request, f"no thread could be started: {error}")
+                        news.extend(request.settle(refusal) or ())
         self._act(effects)
         deliver(news)
 

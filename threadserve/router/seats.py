@@ -13,11 +13,27 @@ if TYPE_CHECKING:
 __all__ = ["Seat", "Seats"]
 
 
+class _Kinds(dict[str, bool]):
+    """Method -> whether it begins on the replica's loop; asked once."""
+
+    __slots__ = ("_replica",)
+
+    def __init__(self, replica: Any) -> None:
+        super().__init__()
+        self._replica = replica
+
+    def __missing__(self, method: str) -> bool:
+        kind: bool = self._replica.begins_async(method)
+        self[method] = kind
+        return kind
+
+
 class Seat:
     """One replica as its router sees it.
 
     Attributes:
         replica: Whom the requests are given to.
+        begins_async: Method -> whether calling it is for the replica's loop, and not for a thread.
         limit: Its slots: how many calls may run in it at once.
         ongoing: How many of them are taken.
         idle: The waiters of its workers that have nothing to do; the last one to come is the first to be woken.
@@ -27,10 +43,21 @@ class Seat:
         drained: Told when the last request of a closed seat has returned.
     """
 
-    __slots__ = ("drained", "idle", "is_open", "limit", "ongoing", "replica", "running", "workers")
+    __slots__ = (
+        "begins_async",
+        "drained",
+        "idle",
+        "is_open",
+        "limit",
+        "ongoing",
+        "replica",
+        "running",
+        "workers",
+    )
 
     def __init__(self, replica: Any, limit: int) -> None:
         self.replica = replica
+        self.begins_async = _Kinds(replica)
         self.limit = limit
         self.ongoing = 0
         self.idle: list[WaiterLike] = []
@@ -50,46 +77,45 @@ class Seat:
 
 
 class Seats:
-    """The open seats, ordered by load. Every step takes constant time.
+    """The open seats, ordered by load. Every step takes constant time, but for opening and closing.
 
     Seats of one load stand in a stack, so the one that became idle last gets the next request: its thread is warm.
-    ``_least`` is the least load of any seat; it moves by one at a time because loads do.
+    ``_least`` is the least load of any seat; it moves by one at a time because loads do. A seat that is alone, as most
+    are, needs no order.
     """
 
     def __init__(self) -> None:
-        self._by_load: list[dict[Seat, None]] = [{}]
+        self._open: dict[Seat, None] = {}
+        self._alone: Seat | None = None
+        self._by_load: list[dict[Seat, None]] = []
         self._least = 0
-        self._count = 0
         self.free = 0
         """Slots that are not taken, of all open seats together."""
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._open)
 
     def __iter__(self) -> Iterator[Seat]:
-        for seats in self._by_load:
-            yield from seats
+        return iter(self._open)
 
     def add(self, seat: Seat) -> None:
         """Open `seat` for requests."""
         seat.is_open = True
-        self._count += 1
-        self.free += max(0, seat.limit - seat.ongoing)
-        self._place(seat)
-        self._least = min(self._least, seat.ongoing) if self._count > 1 else seat.ongoing
+        self._open[seat] = None
+        self._arrange()
 
     def remove(self, seat: Seat) -> None:
         """Close `seat`; the requests in it go on."""
         seat.is_open = False
-        self._count -= 1
-        self.free -= max(0, seat.limit - seat.ongoing)
-        del self._by_load[seat.ongoing][seat]
-        self._raise_least()
+        del self._open[seat]
+        self._arrange()
 
     def least_loaded(self) -> Seat | None:
         """Return the seat that should get the next request; None when all slots are taken."""
         if self.free <= 0:
             return None
+        if self._alone is not None:
+            return self._alone
         for load in range(self._least, len(self._by_load)):
             for seat in reversed(self._by_load[load]):
                 if seat.has_room:
@@ -107,10 +133,14 @@ class Seats:
         """Take a slot of `seat`, which has one."""
         seat.running[request] = None
         self.free -= 1
+        if self._alone is not None:
+            seat.ongoing += 1
+            return
         del self._by_load[seat.ongoing][seat]
         seat.ongoing += 1
         self._place(seat)
-        self._raise_least()
+        while not self._by_load[self._least]:
+            self._least += 1
 
     def give_back(self, seat: Seat, request: Request) -> None:
         """Give a slot of `seat` back; the seat may have been closed meanwhile."""
@@ -120,19 +150,25 @@ class Seats:
             return
         if seat.ongoing <= seat.limit:  # else it runs more than it has slots: ``resize``
             self.free += 1
+        if self._alone is not None:
+            seat.ongoing -= 1
+            return
         del self._by_load[seat.ongoing][seat]
         seat.ongoing -= 1
         self._place(seat)
         self._least = min(self._least, seat.ongoing)
 
+    def _arrange(self) -> None:
+        """Put the seats that are open now in order."""
+        seats = list(self._open)
+        self.free = sum(max(0, seat.limit - seat.ongoing) for seat in seats)
+        self._alone = seats[0] if len(seats) == 1 else None
+        self._by_load = []
+        self._least = min((seat.ongoing for seat in seats), default=0)
+        for seat in seats:
+            self._place(seat)
+
     def _place(self, seat: Seat) -> None:
         while len(self._by_load) <= seat.ongoing:
             self._by_load.append({})
         self._by_load[seat.ongoing][seat] = None
-
-    def _raise_least(self) -> None:
-        if not self._count:
-            self._least = 0
-            return
-        while not self._by_load[self._least]:
-            self._least += 1

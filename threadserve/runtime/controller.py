@@ -31,7 +31,6 @@ from threadserve.call import directory
 from threadserve.call.blocking import wait_for
 from threadserve.call.context import inheritance
 from threadserve.call.request import ANSWERED
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ConfigError, ReplicaStartError, ServeError
 from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
@@ -39,7 +38,7 @@ from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
 from threadserve.runtime.resources import Ask, Demand, Ledger
 from threadserve.runtime.status import ApplicationStatus, ServeStatus
-from threadserve.runtime.version import App, Retirement, Version, overview
+from threadserve.runtime.version import App, Place, Retirement, Version, overview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -191,26 +190,32 @@ class Controller:
 
         What the app's own present version holds is not waited for: where both do not fit, the old version stops first.
         """
-        while asks:
-            waiter = self._kernel.waiter()
-            subscriber = ThreadWaiter(waiter)
-            version.nap = waiter
-            version.check()
-            reservations = self._ledger.reserve_together(asks, subscriber)
-            if reservations is not None:
-                version.reservations = reservations
-                return
-            try:
+        place = Place()
+        goes_first = app.version is not None  # nobody gets what it gives back in order to have it anew
+        try:
+            while asks:
+                waiter = place.waiter = version.nap = self._kernel.waiter()
+                version.check()
+                reservations = self._ledger.reserve_together(asks, place, goes_first=goes_first)
+                if reservations is not None:
+                    version.reservations = reservations
+                    return
                 if app.version is not None:
                     self._make_room(app, app.version)
-                else:
-                    with self._lock:
-                        app.message = f"waits for resources: it asks for {_worded(asks)}; {self._ledger!r}"
-                    waiter.wait()
-            finally:
-                self._ledger.forget(subscriber)
+                    continue
+                message = self._why_it_waits(asks, place)
                 with self._lock:
-                    app.message = ""
+                    app.message = message
+                waiter.wait()
+        finally:
+            self._ledger.forget(place)
+            with self._lock:
+                app.message = ""
+
+    def _why_it_waits(self, asks: list[Ask], place: Place) -> str:
+        ahead = self._ledger.ahead_of(place)
+        behind = f"; {', '.join(ahead)} asked before" if ahead else ""
+        return f"waits for resources: it asks for {_worded(asks)}; {self._ledger!r}{behind}"
 
     def _make_room(self, app: App, old: Version) -> None:
         """Stop the present version before the new one starts, because the machine does not have room for both."""
@@ -286,19 +291,32 @@ class Controller:
         self._begin_delete(name)
         self._wait_for_what_goes(name)
 
-    def shutdown(self) -> None:
-        """Take all apps down at once and wait for them, and for versions that were still going. May be repeated."""
+    def shutdown(self, *, hurry: bool = False) -> None:
+        """Take all apps down at once and wait for them, and for versions that were still going. May be repeated.
+
+        With `hurry` nothing drains: what still runs is abandoned.
+        """
         with self._lock:
             self._is_closed = True
             names = list(self._apps)
             coming = [app.coming for app in self._apps.values() if app.coming]
         for version in coming:
             version.call_off("the runtime is being shut down")
+        with self._lock:
+            going = list(self._going) if hurry else []
+        for retirement in going:
+            retirement.hurry()
         for name in names:
-            self._begin_delete(name)
+            self._begin_delete(name, hurry=hurry)
         self._wait_for_what_goes()
         if self._lodger is not None:
             self._lodger.shutdown()
+
+    def patience(self) -> float:
+        """Return the longest graceful timeout of the apps that are up, in seconds; 0 when none is. Never blocks."""
+        with self._lock:
+            versions = [app.version for app in self._apps.values() if app.version]
+        return max((version.patience for version in versions), default=0.0)
 
     def exit(self, patience_s: float, report: Callable[[list[str]], object]) -> list[str]:
         """Answer what is queued and let what runs be answered, within the longest graceful timeout; name what is left.
@@ -313,7 +331,8 @@ class Controller:
             level for version in versions for level in reversed(version.levels)
         ]
         levels.append(self._lodgings())
-        timeout = max((pool.graceful_shutdown_timeout_s for level in levels for pool in level), default=0.0)
+        timeout = max((pool.graceful_shutdown_timeout_s for pool in levels[-1]), default=0.0)
+        timeout = max(timeout, self.patience())
         start = self._kernel.now()
         is_reported = timeout <= patience_s
         for level in levels:
@@ -344,7 +363,7 @@ class Controller:
             if not self._asks_from_inside(retirement.app):
                 retirement.wait()
 
-    def _begin_delete(self, name: str) -> None:
+    def _begin_delete(self, name: str, *, hurry: bool = False) -> None:
         if self._is_starting_itself(name):
             self._kernel.spawn(f"{name} delete", lambda: self.delete(name))  # once it is up
             return
@@ -362,11 +381,13 @@ class Controller:
                 return
             _log.info("deleting app %r", name)
             if app.version is not None:
-                self._retire(name, app.version, "its app was deleted")
+                self._retire(name, app.version, "its app was deleted", hurry=hurry)
 
-    def _retire(self, app: str, version: Version, reason: str) -> Retirement:
+    def _retire(self, app: str, version: Version, reason: str, *, hurry: bool = False) -> Retirement:
         """Take `version` down on a thread of its own."""
         retirement = Retirement(self._kernel, app, version, reason)
+        if hurry:
+            retirement.hurry()
         with self._lock:
             self._going[retirement] = None
 
@@ -376,7 +397,12 @@ class Controller:
                 del self._going[retirement]
             retirement.finish()
 
-        self._kernel.spawn(f"{app} retire", run)
+        try:
+            self._kernel.spawn(f"{app} retire", run)
+        except (
+            RuntimeError
+        ):  # no thread to be had: then on this one, for whoever waits must not wait for ever
+            run()
         return retirement
 
     # ---- look-ups

@@ -18,17 +18,18 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from threadserve.call.answer import Answer, request_of
-from threadserve.call.request import ANSWERED
+from threadserve.call.request import ANSWERED, CURRENT, Wait
 from threadserve.call.waits import Picture, knot
 from threadserve.concurrency.future import is_future
 from threadserve.concurrency.loops import may_time_out, stack_of_task
 from threadserve.concurrency.threads import stack_of_thread
 from threadserve.errors import DeadlockError
+from threadserve.router.helping import run_claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from threadserve.call.request import Request, Wait
+    from threadserve.call.request import Request
     from threadserve.concurrency.kernel import Kernel, Timer
     from threadserve.router.router import Holdings, Router
 
@@ -76,10 +77,13 @@ class DeadlockWatch:
 
     def notice(self) -> None:
         """Be told that a body has begun to wait. Never blocks, never raises."""
+        moment = self._kernel.now() + PATIENCE_S
+        if self._next <= moment:  # read without the lock: whoever looks sets it first and sees this wait then
+            return
         with suppress(
             RuntimeError
         ):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
-            self._look_at(self._kernel.now() + PATIENCE_S)
+            self._look_at(moment)
 
     def _look_at(self, moment: float) -> None:
         """Look at `moment`, if not before."""
@@ -117,7 +121,7 @@ class DeadlockWatch:
     def _resolve(self) -> bool:
         """End a wait that can never end; False when there is none."""
         group, waits = self._find()
-        victims = [request for request in group if request in waits]
+        victims = [request for request in group if request in waits and not waits[request].is_help]
         if not victims:
             return False
         victim = max(victims, key=lambda request: waits[request].since)
@@ -151,8 +155,13 @@ def _looks(since: float, now: float) -> tuple[float, float]:
 
 
 def _wait_of(request: Request) -> Wait | None:
-    """Return the wait that a request's body is in, unless it has ended; the locks are held."""
-    wait = request.wait
+    """Return the wait that a request's body is in, unless it has ended; the locks are held.
+
+    A body whose thread runs another one waits for that, and only the other one's wait can be ended.
+    """
+    wait, helped = request.wait, request.helped
+    if wait is None and helped is not None and helped.state is not ANSWERED and request.state is not ANSWERED:
+        return Wait((helped,), -math.inf)
     return (
         None
         if wait is None or wait.error is not None or request.state is ANSWERED or wait.is_ended()
@@ -162,7 +171,10 @@ def _wait_of(request: Request) -> Wait | None:
 
 def _is_open_ended(request: Request, wait: Wait) -> bool:
     """Whether no timer is about to end `wait`. It is looked at again last: the timer may have rung since the picture."""
-    return not may_time_out(request.runner) and request.wait is wait
+    if wait.is_help:
+        return request.helped in wait.needs
+    may_end = may_time_out(request.runner, lambda context: context.get(CURRENT) is request)
+    return not may_end and request.wait is wait
 
 
 def _draw(holdings: dict[str, Holdings], waits: dict[Request, Wait], shut: set[str]) -> Picture[Request]:
@@ -196,7 +208,8 @@ def _inputs(request: Request) -> list[Request]:
 def _explain(victim: Request, waits: dict[Request, Wait], group: Iterable[Request]) -> DeadlockError:
     """Tell the story of a deadlock, the one who gets it first."""
     others = sorted(
-        (request for request in group if request is not victim), key=lambda request: request.created
+        (request for request in group if request is not victim),
+        key=lambda request: waits[request].since if request in waits else math.inf,
     )
     lines = [_describe(request, waits.get(request)) for request in (victim, *others[: _SHOWN - 1])]
     if len(others) >= _SHOWN:
@@ -216,6 +229,16 @@ def _describe(request: Request, wait: Wait | None) -> str:
     if wait is None:
         return f"{name} is {request.state.value}"
     needs = ", ".join(f"{need.router.name}.{need.method}" for need in wait.needs[:4])
-    runner = request.runner
-    where = stack_of_thread(runner) if isinstance(runner, int) else stack_of_task(runner)
+    where = _place(request)
     return f"{name} holds a slot and waits for {needs}{f' at {where}' if where else ''}"
+
+
+def _place(request: Request) -> str:
+    """Return the ``file:line`` at which the body of `request` waits; an empty string if unknown."""
+    runner = request.runner
+    if not isinstance(runner, int):
+        return stack_of_task(runner)
+    above, helped = 0, request.helped
+    while helped is not None:
+        above, helped = above + 1, helped.helped
+    return stack_of_thread(runner, run_claimed.__code__, above)

@@ -15,7 +15,7 @@ from threadserve.router.router import Limits
 from threadserve.runtime.health import HealthProbe, check
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from threadserve.app.graph import PlannedDeployment
     from threadserve.call.isolation import Isolation
@@ -61,6 +61,7 @@ class Pool:
         self._gpu_ids = gpu_ids
         self._isolation = isolation
         self._opening: int | None = None
+        self._is_hurried = False
         self._started = kernel.waiter()
         self._lock = kernel.lock()
         self._failures: list[BaseException] = []  # guarded by _lock, as all below
@@ -115,6 +116,7 @@ class Pool:
         return Limits(
             max_queued_requests=self._config.max_queued_requests,
             stream_buffer_size=self._config.stream_buffer_size,
+            inline=self._config.inline,
             status_code=self._config.backpressure_config.status_code,
             retry_after_s=self._config.backpressure_config.retry_after_s,
         )
@@ -170,7 +172,10 @@ class Pool:
     def _start(self, rank: int) -> None:
         attempts = self._config.max_constructor_retry_count or 1
         name = f"{self.router.name}#{rank} start"
-        self._kernel.spawn(name, lambda: self._bring_up(rank, attempts))
+        try:
+            self._kernel.spawn(name, lambda: self._bring_up(rank, attempts))
+        except RuntimeError as error:  # the system has no thread to give
+            self._conclude(rank, attempts, error)
 
     def _make(self, rank: int) -> ThreadReplica:
         args, kwargs = self._arguments
@@ -189,17 +194,25 @@ class Pool:
     def _bring_up(self, rank: int, attempts: int) -> None:
         """Start a replica and give it its seat; stop it again if it is not wanted any more."""
         replica, failure = self._attempt(rank, attempts)
+        is_settled = False
         with self._lock:
-            is_wanted = replica is not None and not self._is_stopping
-            if replica is not None and is_wanted:
-                self._settle(replica)
-                self._troubles.pop(rank, None)
-            elif failure is not None:
+            if replica is not None and not self._is_stopping:
+                try:
+                    self._settle(replica)
+                    is_settled = True
+                    self._troubles.pop(rank, None)
+                except RuntimeError as error:  # the system has no thread to give for its health checks
+                    failure = error
+        if replica is not None and not is_settled:
+            replica.stop(_STOP_S)
+        self._conclude(rank, attempts, failure)
+
+    def _conclude(self, rank: int, attempts: int, failure: BaseException | None) -> None:
+        """Note how a start has ended, and tell who waits for all of them."""
+        with self._lock:
+            if failure is not None:
                 self._failures.append(failure)
                 self._troubles[rank] = self._story(rank, attempts, failure)
-        if replica is not None and not is_wanted:
-            replica.stop(_STOP_S)
-        with self._lock:
             self._pending -= 1  # last: until here more slots may come, and a wait for one is no deadlock
             is_last = not self._pending
             is_dead = is_last and not self.seats and not self._is_stopping
@@ -237,7 +250,6 @@ class Pool:
     def _settle(self, replica: ThreadReplica) -> None:
         """Make a seat for a replica that is up, and look after it; the lock is held."""
         seat = self.router.seat(replica, self._config.max_ongoing_requests)
-        self.seats.append(seat)
         replica.on_death = lambda error: self._lose(seat, error, has_died=True)
         if replica.has_health_check:
             probe = HealthProbe(
@@ -247,8 +259,9 @@ class Pool:
                 timeout_s=self._config.health_check_timeout_s,
                 on_unhealthy=lambda error: self._lose(seat, error, has_died=False),
             )
-            self._probes[seat] = probe
             probe.start()
+            self._probes[seat] = probe
+        self.seats.append(seat)
         if self._is_seated:
             self.router.replace((), (seat,))
 
@@ -268,15 +281,26 @@ class Pool:
             self._troubles[rank] = trouble
             self.router.replace((seat,), ())
             probe = self._probes.pop(seat, None)
-            self._keepers = [keeper for keeper in self._keepers if keeper.is_alive()] + [
-                self._kernel.spawn(f"{replica.name} replace", lambda: self._bring_up(rank, attempts)),
-                self._kernel.spawn(f"{replica.name} dismiss", lambda: self._dismiss(seat)),
-            ]
+            self._keepers = [keeper for keeper in self._keepers if keeper.is_alive()]
+            no_start = self._keep(f"{replica.name} replace", lambda: self._bring_up(rank, attempts))
+            no_end = self._keep(f"{replica.name} dismiss", lambda: self._dismiss(seat))
         _log.error("%s", trouble)
         if probe is not None:
             probe.stop()
+        if no_start is not None:
+            self._conclude(rank, 1, no_start)
+        if no_end is not None:
+            _log.error("replica %s is left behind as it is: %s", replica.name, no_end)
         if has_died:
             self.router.abandon(seat, f"replica {replica.name} died of {type(error).__name__}({error})")
+
+    def _keep(self, name: str, fn: Callable[[], object]) -> RuntimeError | None:
+        """Start a thread that ``stop`` waits for, or return why the system has none to give; the lock is held."""
+        try:
+            self._keepers.append(self._kernel.spawn(name, fn))
+        except RuntimeError as error:
+            return error
+        return None
 
     def _dismiss(self, lost: Seat) -> None:
         """Let a lost replica finish, and stop it."""
@@ -326,7 +350,7 @@ class Pool:
             self._put_away(seat, deadline)
         for keeper in keepers:
             keeper.join(max(0.0, deadline - self._kernel.now()))
-        self.hurry()  # what was lost before has no more time than the others
+        self._end_drains()  # what was lost before has no more time than the others
         for keeper in keepers:
             keeper.join(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now()))
             if keeper.is_alive():
@@ -336,15 +360,23 @@ class Pool:
 
     def hurry(self) -> None:
         """Let a drain that is under way end at once; what runs is abandoned."""
+        self._is_hurried = True
+        self._end_drains()
+
+    def _end_drains(self) -> None:
         with self._lock:
             seats = [*self.seats, *self._lost]
         for seat in seats:
             self.router.hurry(seat)
 
     def _drain(self, seat: Seat, deadline: float) -> None:
-        if self.router.drain(seat, max(0.0, deadline - self._kernel.now())):
+        left = 0.0 if self._is_hurried else max(0.0, deadline - self._kernel.now())
+        if self.router.drain(seat, left):
             return
-        reason = f"it did not end within graceful_shutdown_timeout_s={self.graceful_shutdown_timeout_s:g}"
+        limit = f"graceful_shutdown_timeout_s={self.graceful_shutdown_timeout_s:g}"
+        reason = (
+            f"the drain, of {limit}, was cut short" if self._is_hurried else f"it did not end within {limit}"
+        )
         for request in self.router.abandon(seat, reason):
             _log.error("%s.%s was given up: %s", self.router.name, request.method, reason)
 

@@ -11,17 +11,16 @@ Rejected: counting GPUs as an amount alone. Three replicas of 0.6 are 1.8, and y
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from threadserve.app.rules import inside, number, refuse
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import ConfigError, ResourceError
+from threadserve.runtime import machine
 
 if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Kernel
@@ -29,14 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Ask", "Demand", "Ledger", "LedgerStatistics", "Reservation", "Totals"]
 
-_log = logging.getLogger("threadserve")
-
 UNIT = 10_000
 """What 1 is in units."""
 NOISE = 1_000_000
 """A float may lie this part of a unit below what was meant: 0.0003 * 10000 is 2.9999999999999996."""
-LOOK_S = 5.0
-"""How long nvidia-smi may take to name the GPUs."""
 
 RESOURCE_OF = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 WORDS = {"CPU": "cores", "GPU": "GPUs", "memory": "bytes of memory"}
@@ -116,8 +111,8 @@ class Totals:
         Raises:
             ConfigError: More GPUs are given than ``CUDA_VISIBLE_DEVICES`` names.
         """
-        amounts = {"CPU": _cores() * UNIT, "memory": _memory() * UNIT, **given}
-        gpu_ids = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        amounts = {"CPU": machine.cores() * UNIT, "memory": machine.memory() * UNIT, **given}
+        gpu_ids = machine.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
         if (gpus := amounts.pop("GPU", None)) is not None:
             gpu_ids = _first_gpus(gpu_ids, gpus // UNIT)
         return cls(amounts, gpu_ids)
@@ -163,6 +158,19 @@ class Reservation:
         self._ledger.take_back(self)
 
 
+class _Place(NamedTuple):
+    """A place in the line."""
+
+    subscriber: Subscriber | None
+    asks: tuple[Ask, ...]
+    goes_first: bool
+
+    @property
+    def resources(self) -> set[str]:
+        """The names of what is asked for."""
+        return {name for ask in self.asks for name in ask.units}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerStatistics:
     """What there was at one moment; each amount by the name of its resource."""
@@ -173,14 +181,15 @@ class LedgerStatistics:
     """By deployment."""
     free: dict[str, float]
     waiting: int
-    """Subscribers that will be told of the next release."""
+    """Subscribers in the line."""
 
 
 class Ledger:
     """Who has reserved how much of the machine. Every member is safe from any thread.
 
-    Nothing here waits for anybody: who gets None leaves a subscriber, is told of the next release, and asks
-    again. All who wait are told, since what came back may suit any of them; so there is no order among them.
+    Nothing here waits for anybody: who gets None has a place in the line, is told whenever that may have changed,
+    and asks again. Nobody gets what somebody before them in the line asks for as well, even if it would fit: small
+    asks, one after the other, would keep a large one waiting for ever. Who has nothing in common does not wait.
 
     The first call looks at the machine. The first that asks for a GPU looks for GPUs: where the environment
     does not name them, that runs nvidia-smi and takes a moment. No other call blocks.
@@ -196,10 +205,10 @@ class Ledger:
         self._lock = kernel.lock()
         self._totals: Totals | None = None  # guarded by _lock; replaced, never changed
         self._held: dict[Reservation, None] = {}  # guarded by _lock; all that is known of who has what
-        self._subscribers: dict[Subscriber, None] = {}  # guarded by _lock
+        self._line: list[_Place] = []  # guarded by _lock; who waits, those who go first in front
 
     def __repr__(self) -> str:
-        totals, held, waiting = self._totals, list(self._held), len(self._subscribers)
+        totals, held, waiting = self._totals, list(self._held), len(self._line)
         taken = _sum(reservation.demand for reservation in held)
         parts = [f"{_number(taken[name])} of {_worded({name: totals.of(name)})}" for name in taken if totals]
         return f"<Ledger {', '.join(parts) or 'nothing'} reserved by {len(held)} replicas, {waiting} waiting>"
@@ -236,26 +245,32 @@ class Ledger:
         return self.reserve_together([Ask(deployment, demand, count)], subscriber)
 
     def reserve_together(
-        self, asks: Sequence[Ask], subscriber: Subscriber | None = None
+        self, asks: Sequence[Ask], subscriber: Subscriber | None = None, *, goes_first: bool = False
     ) -> list[Reservation] | None:
         """Reserve for every replica of every ask, in their order, or for none and return None.
 
         Deployments that need each other ask together: two apps that each held a part and waited for the rest
         would wait for ever.
 
-        On None `subscriber` is told, once, of the next release. None is decided and the subscriber noted in
-        one critical section, so no release falls in between.
+        On None `subscriber` has a place in the line, and is told of every release until it gets what it asks for
+        or is forgotten: it asks again, as the same subscriber. None is decided and the place taken in one critical
+        section, so no release falls in between.
+
+        Args:
+            asks: What is asked for.
+            subscriber: Who is told; without one there is no place in the line.
+            goes_first: It waits only behind others that go first: for who gives back what it needs anew.
 
         Raises:
             ResourceError: It never fits, and waiting for it would not end.
         """
         self.check_together(asks)
         totals = self._look_up(asks)
+        place_in_line = _Place(subscriber, tuple(asks), goes_first)
         with self._lock:
-            placed = place(asks, totals, self._held)
+            placed = None if self._before(place_in_line) else place(asks, totals, self._held)
             if placed is None:
-                if subscriber is not None:
-                    self._subscribers[subscriber] = None
+                self._queue(place_in_line)
                 return None
             each = [ask for ask in asks for _ in range(ask.replicas)]
             made = [
@@ -263,12 +278,48 @@ class Ledger:
                 for ask, gpu_ids in zip(each, placed, strict=True)
             ]
             self._held.update(dict.fromkeys(made))
+            news = self._leave(subscriber)
+        deliver(news)
         return made
 
     def forget(self, subscriber: Subscriber) -> None:
-        """Let a subscriber that gave up not be told, if it has not been."""
+        """Take a subscriber that gave up out of the line, if it is in it."""
         with self._lock:
-            self._subscribers.pop(subscriber, None)
+            news = self._leave(subscriber)
+        deliver(news)
+
+    def ahead_of(self, subscriber: Subscriber) -> list[str]:
+        """Name the deployments that come before `subscriber` in the line and ask for something that it asks for."""
+        with self._lock:
+            own = next((each for each in self._line if each.subscriber is subscriber), None)
+            before = self._before(own) if own else []
+        return [ask.deployment for each in before for ask in each.asks]
+
+    def _before(self, own: _Place) -> list[_Place]:
+        """Return who comes before `own` and asks for something that it asks for; the lock is held."""
+        before: list[_Place] = []
+        for other in self._line:
+            if other.subscriber is own.subscriber or (own.goes_first and not other.goes_first):
+                break
+            if own.resources & other.resources:
+                before.append(other)
+        return before
+
+    def _queue(self, own: _Place) -> None:
+        """Take a place in the line, unless there is one already or nobody to be told; the lock is held."""
+        if own.subscriber is None or any(other.subscriber is own.subscriber for other in self._line):
+            return
+        self._line.append(own)
+        self._line.sort(key=lambda each: not each.goes_first)  # which keeps the order otherwise
+
+    def _leave(self, subscriber: Subscriber | None) -> tuple[Subscriber, ...]:
+        """Give up a place in the line and return whom that may help; the lock is held."""
+        line = [each for each in self._line if each.subscriber is not subscriber]
+        is_shorter, self._line = len(line) < len(self._line), line
+        return self._waiting() if is_shorter else ()
+
+    def _waiting(self) -> tuple[Subscriber, ...]:
+        return tuple(each.subscriber for each in self._line if each.subscriber is not None)
 
     def holds(self, reservation: Reservation) -> bool:
         """Whether it is still reserved. Takes no lock: the answer may be old when it comes."""
@@ -280,15 +331,14 @@ class Ledger:
             if reservation not in self._held:
                 return
             del self._held[reservation]
-            news = tuple(self._subscribers)
-            self._subscribers.clear()
+            news = self._waiting()
         deliver(news)
 
     def statistics(self) -> LedgerStatistics:
         """Return what there is at this moment."""
         totals = self._look_up(())
         with self._lock:
-            held, waiting = list(self._held), len(self._subscribers)
+            held, waiting = list(self._held), len(self._line)
         reserved: dict[str, Counter[str]] = {}
         for reservation in held:
             reserved.setdefault(reservation.deployment, Counter()).update(dict(reservation.demand.units))
@@ -308,7 +358,7 @@ class Ledger:
         """
         totals = self._totals or Totals.of_machine(self._given)
         if totals.gpu_ids is None and any(ask.demand.gpu_units for ask in asks):
-            totals = replace(totals, gpu_ids=installed_gpus())
+            totals = replace(totals, gpu_ids=machine.installed_gpus())
         with self._lock:
             known = self._totals or totals
             if known.gpu_ids is None:
@@ -445,63 +495,6 @@ def _worded(units: Mapping[str, int]) -> str:
     return ", ".join(said) or "nothing"
 
 
-# ---- what the machine has
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory() -> int:
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # this system does not tell: then it must be given
-        return 0
-    return max(0, min([physical, *memory_limits()]))
-
-
-def memory_limits(root: Path = Path("/")) -> list[int]:
-    """Return the memory limits, in bytes, of the control groups that this process is in."""
-    limits: list[str] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, membership = line.partition(":")
-        controllers, _, group = membership.partition(":")
-        if not controllers:  # version 2: one tree for all
-            base, file = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # A container sees its own group as the base, whatever the path says; so a missing folder is no error.
-        folder = base / group.lstrip("/")
-        limits += [_read(each / file) for each in (folder, *folder.parents) if each.is_relative_to(base)]
-    return [int(limit) for limit in limits if limit.strip().isdigit()]  # "max" is none
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def visible_gpus(variable: str | None) -> tuple[str, ...] | None:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` names, as it names them; None where it is not set.
-
-    As for CUDA, what stands behind the first name that is none (empty, or -1) does not count.
-    """
-    if variable is None:
-        return None
-    named: dict[str, None] = {}
-    for name in map(str.strip, variable.split(",")):
-        if not name or name.startswith("-"):
-            break
-        named[name] = None
-    return tuple(named)
-
-
 def _first_gpus(visible: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
     gpu_ids = visible or tuple(map(str, range(count)))
     if len(gpu_ids) < count:
@@ -510,20 +503,3 @@ def _first_gpus(visible: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
             "give no more than it names"
         )
     return gpu_ids[:count]
-
-
-def installed_gpus() -> tuple[str, ...]:
-    """Ask nvidia-smi for the GPUs; none where it is not installed or does not answer. Blocks, 5 s at most."""
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOOK_S, check=False
-        ).stdout.decode(errors="replace")
-    except OSError:
-        return ()
-    except subprocess.TimeoutExpired:
-        _log.warning("nvidia-smi did not answer within %g s: no GPUs are taken to be there", LOOK_S)
-        return ()
-    return tuple(line.strip() for line in told.splitlines() if line.strip().isdigit())

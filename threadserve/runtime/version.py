@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from threadserve.runtime.pool import Pool
     from threadserve.runtime.resources import Reservation
 
-__all__ = ["App", "Retirement", "Version", "overview"]
+__all__ = ["App", "Place", "Retirement", "Version", "overview"]
 
 
 class Version:
@@ -41,6 +41,11 @@ class Version:
     def pools(self) -> list[Pool]:
         """All pools, children first."""
         return [pool for level in self.levels for pool in level]
+
+    @property
+    def patience(self) -> float:
+        """The longest of its graceful timeouts, in seconds."""
+        return max((pool.graceful_shutdown_timeout_s for pool in self.pools), default=0.0)
 
     def has_yet_to_seat(self, deployment: str) -> bool:
         """Whether it has the deployment, but no replicas of it that take requests."""
@@ -76,6 +81,19 @@ class App:
         self.failed: Plan | None = None  # no more of it: what was made for it shall not live on
 
 
+class Place:
+    """A version's place in the line for resources: whoever waits there has a new waiter each time."""
+
+    def __init__(self) -> None:
+        self.waiter: WaiterLike | None = None
+
+    def tell(self) -> tuple[()]:
+        """End the present wait."""
+        if self.waiter is not None:
+            self.waiter.set()
+        return ()
+
+
 class Retirement:
     """One version on its way out."""
 
@@ -90,8 +108,7 @@ class Retirement:
 
     def run(self) -> None:
         """Take the version down, from the ingress to the leaves. Blocks."""
-        timeout = max((pool.graceful_shutdown_timeout_s for pool in self.version.pools), default=0.0)
-        deadline = self._kernel.now() + timeout
+        deadline = self._kernel.now() + self.version.patience
         for level in reversed(self.version.levels):
             for pool in level:
                 pool.close(self._reason)

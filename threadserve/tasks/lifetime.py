@@ -23,7 +23,6 @@ from threadserve.call.context import DeploymentID
 from threadserve.call.objectref import Store, find_object, object_id
 from threadserve.call.request import Request
 from threadserve.concurrency.outcome import Error, Value
-from threadserve.concurrency.waiter import ThreadWaiter, deliver
 from threadserve.errors import ActorDiedError
 from threadserve.handle import DeploymentHandle
 from threadserve.replica.target import Target
@@ -31,6 +30,7 @@ from threadserve.replica.thread import ThreadReplica
 from threadserve.router.arguments import Inputs, has_inputs
 from threadserve.router.router import Limits, Router
 from threadserve.runtime.resources import Ask
+from threadserve.runtime.version import Place
 from threadserve.tasks.order import OrderedRouter
 from threadserve.tasks.pool import GRACE_S, STOP_S
 
@@ -117,7 +117,7 @@ class Actor:
         self._grip: weakref.ref[Grip] | None = None  # guarded by _lock, as all below
         self._seat: Seat | None = None
         self._reservations: list[Reservation] = []
-        self._nap: WaiterLike | None = None
+        self._place = Place()  # in the line for resources
         self._restarts = 0
         self._is_starting = True
         self._is_over = False
@@ -196,16 +196,20 @@ class Actor:
         except Exception as error:
             creation.answer(Error(error.with_traceback(None)))
             return
-        if waits:
-            Inputs(creation, self._start).register()
-        else:
-            deliver(self._start(creation))
+        if not waits:
+            self._start(creation, None)
+            return
+        inputs = Inputs(creation, self._start)
+        if creation.subscribe(inputs):
+            inputs.register()
 
     def creation_failed(self, error: BaseException) -> None:
         """Be told that the constructor, or one of its arguments, has failed."""
         self._finish(f"it could not start: {type(error).__name__}: {error}", error)
 
-    def _start(self, creation: Request) -> Iterable[Subscriber]:
+    def _start(self, creation: Request, inputs: Subscriber | None) -> Iterable[Subscriber]:
+        if inputs is not None:
+            creation.forget(inputs)
         args, kwargs = creation.args, creation.kwargs
         if args is not None and kwargs is not None:  # else it was killed meanwhile
             self._arguments = args, kwargs
@@ -272,21 +276,20 @@ class Actor:
         if self._demand.is_empty or self._reservations:
             return tuple(gpu_id for held in self._reservations for gpu_id in held.gpu_ids)
         asks = [Ask(self.router.name, self._demand, 1)]
-        while True:
-            waiter = self.kernel.waiter()
-            subscriber = ThreadWaiter(waiter)
-            with self._lock:
-                if self._is_over:
-                    raise ActorDiedError(f"{self.router.name} was ended before it had started")
-                self._nap = waiter
-            reservations = self._ledger.reserve_together(asks, subscriber)
-            if reservations is not None:
-                self._reservations = reservations
-                return reservations[0].gpu_ids
-            try:
+        try:
+            while True:
+                waiter = self.kernel.waiter()
+                with self._lock:
+                    if self._is_over:
+                        raise ActorDiedError(f"{self.router.name} was ended before it had started")
+                    self._place.waiter = waiter
+                reservations = self._ledger.reserve_together(asks, self._place)
+                if reservations is not None:
+                    self._reservations = reservations
+                    return reservations[0].gpu_ids
                 waiter.wait()
-            finally:
-                self._ledger.forget(subscriber)
+        finally:
+            self._ledger.forget(self._place)
 
     # ---- its end
 
@@ -323,13 +326,11 @@ class Actor:
                 seat, is_first = self._seat, True
                 self._is_over, self._is_starting = True, False
                 self._leaving += seat is not None
-            nap = self._nap
         if is_first:
             self._cause = cause
             self._on_end(self)
             self.close(reason)
-        if nap is not None:
-            nap.set()
+        self._place.tell()
         if self._creation is not None:
             self._creation.answer(Error(self._death(f"{self.router.name} has ended: {reason}")))
         if seat is None:

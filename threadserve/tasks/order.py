@@ -16,7 +16,7 @@ from threadserve.concurrency.waiter import deliver
 from threadserve.router.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from threadserve.concurrency.kernel import Kernel
     from threadserve.concurrency.waiter import Subscriber
@@ -46,15 +46,15 @@ class OrderedRouter(Router):
         if request in self._places and not request.subscribe(line):  # it waits, or was answered at once
             deliver(line.tell())
 
-    def admit(self, request: Request) -> Iterable[Subscriber]:
+    def admit(self, request: Request, inputs: Subscriber | None = None) -> Sequence[Subscriber]:
         """Admit `request`, which has its arguments, if all before it in its line have been."""
         with self._order:
             line = self._places.get(request)
             if line is not None:
-                line.ready.add(request)
-        return super().admit(request) if line is None else line.tell()
+                line.ready[request] = inputs
+        return super().admit(request, inputs) if line is None else line.tell()
 
-    def admit_next(self, line: _Line) -> Iterable[Subscriber] | None:
+    def admit_next(self, line: _Line) -> Sequence[Subscriber] | None:
         """Admit the head of `line`; None when it has to wait, or there is none."""
         with self._order:
             head = line.calls[0] if line.calls else None
@@ -66,9 +66,9 @@ class OrderedRouter(Router):
                 line.is_moving = False
                 return None
             line.calls.popleft()
-            line.ready.discard(head)
+            inputs = line.ready.pop(head, None)
             del self._places[head]
-        return super().admit(head)
+        return super().admit(head, inputs)
 
     def begin_moving(self, line: _Line) -> bool:
         """Whether nobody else moves `line`; then it is for the caller to do so."""
@@ -92,10 +92,10 @@ class _Line:
         self._router = router
         self.caller = caller
         self.calls: deque[Request] = deque()
-        self.ready: set[Request] = set()
+        self.ready: dict[Request, Subscriber | None] = {}  # with what is not to be told of its answer then
         self.is_moving = False
 
-    def tell(self) -> Iterable[Subscriber]:
+    def tell(self) -> Sequence[Subscriber]:
         news: list[Subscriber] = []
         if self._router.begin_moving(self):
             while (more := self._router.admit_next(self)) is not None:

@@ -5,8 +5,9 @@ A task is a request like any other. What is its own is that it may *lend*: while
 slots and never end. A coroutine needs no thread, so it lends its slot for as long as it runs.
 
 A task that asks for resources stands in a line with those that ask for the same. Only the first of a line asks the
-ledger; when it got what it wants it is admitted, with a slot of its own. What it holds it gives back when its body has
-returned, or when it was answered before its body had begun; while it lends, its cores.
+ledger, among whose own line each of these lines is one; when it got what it wants it is admitted, with a slot of its
+own. What it holds it gives back when its body has returned, or when it was answered before its body had begun; while
+it lends, its cores.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from threadserve.router.router import Limits, Router
 from threadserve.runtime.resources import Ask, Demand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from threadserve.concurrency.kernel import Kernel
     from threadserve.concurrency.waiter import Subscriber
@@ -94,23 +95,29 @@ class ReservingRouter(TaskRouter):
         self._held: dict[Request, _Hold] = {}  # guarded by _own
         self._is_shut = False  # guarded by _own
 
-    def admit(self, request: Request) -> Iterable[Subscriber]:
+    def admit(self, request: Request, inputs: Subscriber | None = None) -> Sequence[Subscriber]:
         """Put `request`, which has its arguments, at the end of its line."""
         job = (request.args or (None,))[0]
         if not isinstance(job, Job):  # it was answered meanwhile
-            return super().admit(request)
+            return super().admit(request, inputs)
         with self._own:
             line = None
             if not self._is_shut:
                 line = self._lines.setdefault(job.demand, _Line(self, job.demand))
-                line.join(request)
-        return super().admit(request) if line is None else line.tell()
+                line.join(request, inputs)
+        if line is None:
+            return super().admit(request, inputs)
+        request.subscribe(line)  # one that is answered while it stands there must not keep others waiting
+        return line.tell()
 
     def let_go(self, line: _Line) -> None:
-        """Keep `line` no longer if nobody stands in it."""
+        """Keep `line` no longer if nobody stands in it, nor its place before those who ask for something else."""
         with self._own:
-            if line.is_empty and self._lines.get(line.demand) is line:
+            is_done = line.is_empty and self._lines.get(line.demand) is line
+            if is_done:
                 del self._lines[line.demand]
+        if is_done:
+            self._ledger.forget(line)
 
     def reserve(self, request: Request, demand: Demand, line: Subscriber) -> list[Reservation] | None:
         """Reserve what `request` asks for: its cores apart from the rest. None where `line` is told when to ask again.
@@ -124,15 +131,18 @@ class ReservingRouter(TaskRouter):
         asks = [Ask(name, part, 1) for part in (cores, others) if not part.is_empty]
         return self._ledger.reserve_together(asks, line)
 
-    def grant(self, request: Request, reservations: list[Reservation]) -> Iterable[Subscriber]:
+    def grant(
+        self, line: _Line, request: Request, inputs: Subscriber | None, reservations: list[Reservation]
+    ) -> Sequence[Subscriber]:
         """Let `request` run, which has what it asked for."""
+        request.forget(line)
         hold = _Hold(self, request, reservations)
         with self._own:
             self._held[request] = hold
         self.resize(self.pool.seats[0], 1)
         if not request.subscribe(hold):
             hold.tell()
-        return super().admit(request)
+        return super().admit(request, inputs)
 
     def close(self, reason: str, opening: int) -> None:
         """Take no more requests; those in the lines fail as the queued ones do."""
@@ -141,8 +151,8 @@ class ReservingRouter(TaskRouter):
             self._is_shut = True
             lines = list(self._lines.values())
         for line in lines:
-            for request in line.leave():
-                deliver(super().admit(request))  # which is refused
+            for request, inputs in line.leave():
+                deliver(super().admit(request, inputs))  # which is refused
 
     def begin(self, task: Request) -> None:
         """Be told that the body of `task` begins, which from now on gives back itself what it holds."""
@@ -189,9 +199,10 @@ class ReservingRouter(TaskRouter):
             return
         given = [held for held in hold.reservations if not self._ledger.holds(held)]
         for reservation in given:
-            again = self._ledger.reserve(reservation.deployment, reservation.demand)
+            ask = Ask(reservation.deployment, reservation.demand, 1)
+            again = self._ledger.reserve_together([ask], goes_first=True)
             if again is not None:
-                hold.reservations[hold.reservations.index(reservation)] = again
+                hold.reservations[hold.reservations.index(reservation)] = again[0]
 
 
 class _Hold:
@@ -211,7 +222,7 @@ class _Hold:
 
 
 class _Line:
-    """Tasks that ask for the same, in order; told when somebody has released something.
+    """Tasks that ask for the same, in order; told when somebody has released something, or a task in it was answered.
 
     One thread at a time asks, and asks again when anything has changed meanwhile: so none overtakes another.
     """
@@ -220,7 +231,7 @@ class _Line:
         self._router = router
         self.demand = demand
         self._lock = router.kernel.lock()
-        self._tasks: deque[Request] = deque()  # guarded by _lock, as all below
+        self._tasks: deque[tuple[Request, Subscriber | None]] = deque()  # guarded by _lock, as all below
         self._is_asking = False
         self._has_news = False
 
@@ -230,42 +241,43 @@ class _Line:
         with self._lock:
             return not self._tasks and not self._is_asking
 
-    def join(self, task: Request) -> None:
+    def join(self, task: Request, inputs: Subscriber | None) -> None:
         """Put `task` at the end; then the line must be told."""
         with self._lock:
-            self._tasks.append(task)
+            self._tasks.append((task, inputs))
 
-    def leave(self) -> list[Request]:
+    def leave(self) -> list[tuple[Request, Subscriber | None]]:
         """Take everybody out."""
         with self._lock:
             tasks, self._tasks = self._tasks, deque()
         return list(tasks)
 
-    def tell(self) -> Iterable[Subscriber]:
+    def tell(self) -> Sequence[Subscriber]:
         with self._lock:
             self._has_news = True
             if self._is_asking:
                 return ()
             self._is_asking = True
         news: list[Subscriber] = []
-        while (head := self._head()) is not None:
+        while (place := self._head()) is not None:
+            head, inputs = place
             try:
                 reservations = self._router.reserve(head, self.demand, self)
             except ResourceError as error:
                 head.answer(Error(error))
                 reservations = []
             if reservations is not None and self._pop(head):
-                news.extend(self._router.grant(head, reservations))
+                news.extend(self._router.grant(self, head, inputs, reservations))
             else:
                 for reservation in reservations or ():
                     reservation.release()
         self._router.let_go(self)
         return news
 
-    def _head(self) -> Request | None:
+    def _head(self) -> tuple[Request, Subscriber | None] | None:
         """Return the first task if something has changed since the last look, else None: then others may ask."""
         with self._lock:
-            while self._tasks and self._tasks[0].state is ANSWERED:
+            while self._tasks and self._tasks[0][0].state is ANSWERED:
                 self._tasks.popleft()
             if self._tasks and self._has_news:
                 self._has_news = False
@@ -276,7 +288,7 @@ class _Line:
     def _pop(self, head: Request) -> bool:
         with self._lock:
             self._has_news = True  # the next one has not asked yet
-            if not self._tasks or self._tasks[0] is not head:
+            if not self._tasks or self._tasks[0][0] is not head:
                 return False
             self._tasks.popleft()
             return True

@@ -1,0 +1,124 @@
+"""A thread that waits for a request may as well run it: two thread switches less, and nothing else changes.
+
+Which requests. One that nobody has begun to run and that stands at the head of its queue, where a slot is free: it is
+claimed as a worker would claim it, in the same order, within the same limits, and its body runs in the same context.
+An older request that the same thread has sent goes first, where the deployment has one slot: it has to end before. Where
+there are more, it only has to begin before, and might wait for what the thread does next; so then, and where
+somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by helping
+those, and theirs: by a path, never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
+
+A coroutine belongs to its loop, so a waiting thread becomes the loop for a while, if that sleeps
+(``concurrency/lease.py``); where the coroutine awaits calls that nobody has begun, the thread leaves the loop and helps those.
+
+Which not. The producer of a stream may have to wait for its reader, who would be the
+same thread; under a timeout or a deadline nobody could end the wait in time; and ``inline=False`` keeps a deployment
+on threads of its own.
+
+``remote`` alone starts the work all the same: a worker is woken, arrives, and finds the queue empty.
+
+Ctrl-C while a body runs here is the waiting thread's: the request is cancelled, and the interrupt goes on in this thread. What
+a body can notice is the thread: its name, its locals, the locks that the caller holds, how deep the stack is.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from threadserve.call.request import ANSWERED, QUEUED, RUNNING
+from threadserve.concurrency.outcome import Error
+from threadserve.concurrency.threads import get_ident, is_main_thread
+from threadserve.router.arguments import unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from threadserve.call.request import Request
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.router.seats import Seat
+
+__all__ = ["help_along", "run_claimed"]
+
+
+def help_along(request: Request, waiting: Request | None) -> None:
+    """Bring `request`, which cannot be run at once, as far as the calling thread can.
+
+    Walks up to something that can be run, and back down as what it was needed for goes on.
+    """
+    path: list[tuple[Request, Iterator[Request]]] = [(request, unanswered(request))]
+    while path:
+        at, inputs = path[-1]
+        state = at.state
+        if state is ANSWERED:
+            path.pop()
+            continue
+        if state is QUEUED:
+            path[-1] = (at, iter(()))  # its arguments are its body's from here
+            del inputs
+            if not at.router.run_here(at, waiting):
+                return
+            continue
+        if state is RUNNING:
+            if not at.router.visit(at):
+                return
+            if at.state is ANSWERED:
+                continue
+            inputs = _needs(at)
+        elif at.deadline != inf:
+            return
+        upstream = next(inputs, None)
+        if upstream is None:  # it is somebody else's turn to bring it on
+            return
+        path.append((upstream, unanswered(upstream)))
+        del upstream
+
+
+def _needs(request: Request) -> Iterator[Request]:
+    """Iterate over the calls whose answers a suspended body waits for."""
+    wait = request.wait
+    for need in () if wait is None else wait.needs:
+        if need.state is not ANSWERED:
+            yield need
+
+
+def run_claimed(
+    seat: Seat,
+    request: Request,
+    waiting: Request | None,
+    finish: Callable[[Seat, Request, Outcome], None],
+) -> None:
+    """Run `request`, which has a slot of `seat`, on the calling thread, and see to its answer.
+
+    Args:
+        seat: Where it has its slot.
+        request: Has been claimed.
+        waiting: The request whose body waits meanwhile, if one does.
+        finish: Gives the slot back and answers.
+
+    Raises:
+        KeyboardInterrupt: It struck while the body ran.
+    """
+    if waiting is None:
+        outcome = seat.replica.run(request)
+    else:
+        request.depth = waiting.depth + 1
+        is_body = waiting.runner == get_ident()  # and not a thread that the body has started
+        if is_body:
+            waiting.helped = request
+        outcome = seat.replica.run(request)
+        if is_body:
+            waiting.helped = None
+    if outcome is None:  # it goes on on the loop
+        return
+    interrupt = _interrupt(outcome) if type(outcome) is Error else None
+    if interrupt is not None:
+        request.cancel()  # and with it what the body has called
+    finish(seat, request, outcome)
+    if interrupt is not None:
+        raise interrupt
+
+
+def _interrupt(outcome: Outcome) -> KeyboardInterrupt | None:
+    """Return the Ctrl-C that ended a body here; only the main thread gets any."""
+    error = outcome.exception
+    return error if isinstance(error, KeyboardInterrupt) and is_main_thread() else None
