@@ -59,6 +59,17 @@ def test_the_callers_context_variables_are_not_visible(serve: Any) -> None:
     assert handle.var.remote().result() == "nothing"
 
 
+def test_no_body_runs_on_the_thread_that_waits_where_that_was_ruled_out(serve: Any) -> None:
+    class Where:
+        def __call__(self) -> int:
+            return threading.get_ident()
+
+    as_ray.install(http=False, inline=False)
+    handle = serve.run(serve.deployment(Where).bind(), route_prefix=None)
+
+    assert threading.get_ident() not in {handle.remote().result() for _ in range(20)}
+
+
 def test_two_fetches_of_one_answer_share_nothing(serve: Any) -> None:
     handle = serve.run(serve.deployment(Echo).bind(), route_prefix=None)
     response = handle.remote([1])

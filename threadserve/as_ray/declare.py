@@ -27,6 +27,7 @@ _ATTEMPTS = 3
 _REPLACED = {
     "route_prefix": "it was removed; give it to serve.run(..., route_prefix=...)",
     "max_concurrent_queries": "it was removed; it is called max_ongoing_requests",
+    "inline": "it is an option of threadserve's; threadserve.as_ray.install(inline=False) is for all deployments",
     "stream_buffer_size": "it is an option of threadserve's, and no limit holds here",
 }
 
@@ -112,8 +113,6 @@ class Deployment(ours.Deployment[..., Any]):
         _refuse_replaced(options)
         if "rolling_update_percentage" in options:
             raise TypeError("options() got an unexpected keyword argument 'rolling_update_percentage'")
-        if "stream_buffer_size" in options:
-            raise TypeError("options() got an unexpected keyword argument 'stream_buffer_size'")
         target = self._target if func_or_class is UNSET else deployable(func_or_class)
         name = checked_name(options.pop("name", self._name))
         with inside(f"deployment {name!r}"):
@@ -137,15 +136,23 @@ class Deployment(ours.Deployment[..., Any]):
 
 
 def sealed(
-    application: Application[Any], done: dict[Application[Any], Application[Any]] | None = None
+    application: Application[Any],
+    *,
+    inline: bool,
+    done: dict[Application[Any], Application[Any]] | None = None,
 ) -> Application[Any]:
-    """Return the same graph with copies of the bind arguments, in which all applications are found, wherever they are."""
+    """Return the same graph with copies of the bind arguments, in which all applications are found, wherever they are.
+
+    Without `inline` no body runs on the thread that waits for it.
+    """
     done = {} if done is None else done
     if application not in done:
         binding = binding_of(application)
         sealing = Sealing()
         arguments = sealing.copy((binding.args, dict(binding.kwargs)))
-        children = tuple(sealed(child, done) for child in sealing.children)
-        args = (Sealed(arguments, children),)
-        done[application] = Application(replace(binding, args=args, kwargs={}))
+        children = tuple(sealed(child, inline=inline, done=done) for child in sealing.children)
+        config = binding.config if inline else binding.config.changed({"inline": False})
+        done[application] = Application(
+            replace(binding, config=config, args=(Sealed(arguments, children),), kwargs={})
+        )
     return done[application]

@@ -42,7 +42,7 @@ _finder = _StandIns()
 _hidden: dict[str, ModuleType] = {}
 
 
-def install(*, http: bool = True) -> None:
+def install(*, http: bool = True, inline: bool = True) -> None:
     """Let every later ``import ray`` get threadserve's stand-in. May be repeated.
 
     Real Ray, where it has been imported already, is put aside; modules that hold on to it keep it.
@@ -50,10 +50,11 @@ def install(*, http: bool = True) -> None:
     Args:
         http: Whether the first ``serve.run`` opens HTTP, as Ray does. False for test suites: there only
             ``serve.start(http_options=...)`` does.
+        inline: Whether a thread that waits for a call may run its body; with Ray it always runs elsewhere.
     """
     from threadserve.as_ray.serve import settings
 
-    settings.opens_http = http
+    settings.opens_http, settings.inline = http, inline
     if is_installed():
         return
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:

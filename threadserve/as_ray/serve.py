@@ -58,6 +58,8 @@ class Settings:
     def __init__(self) -> None:
         self.opens_http = True
         """Whether the first app opens HTTP, as with Ray; a test suite does so only where it asks."""
+        self.inline = True
+        """Whether a body may run on the thread that waits for it."""
         self.is_serving = False
         """Whether Serve has been started."""
         self.http: OurHTTPOptions | None = OurHTTPOptions()
@@ -153,7 +155,7 @@ def run(
         raise TypeError(
             f"`serve.run` expects an `Application` returned by `Deployment.bind()`{hint}, not {target!r}"
         )
-    target = sealed(target)
+    target = sealed(target, inline=settings.inline)
     _refuse_what_is_missing(target)
     if not _local_testing_mode:
         settings.is_serving = True

@@ -30,6 +30,7 @@ class LateServer:
         kernel: Gives the thread that waits for the client, and the server's.
         options: Where to serve, and how.
         routes: As the Server's.
+        patience: As the Server's.
 
     Raises:
         ServeError: The port is taken, or cannot be had for another reason.
@@ -46,6 +47,7 @@ class LateServer:
         self._patience = patience
         self._options = options
         self._routes = routes
+        self._patience = patience
         self._listener = listen(options.host, options.port)
         self._doorbell = Doorbell(self._listener)
         self._lock: Lock = kernel.lock()

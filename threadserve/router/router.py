@@ -85,8 +85,9 @@ class Router:
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
         self.lock: Lock = kernel.lock()
-        self.isolation: Isolation | None = None
-        """What every request passes on its way in; None where callers and replicas share their values."""
+        self.isolation: Isolation | None = (
+            None  # what a request passes on its way in; None: values are shared
+        )
         self._limits = Limits()  # guarded by lock, as all below
         self._most_queued = -1
         self._closed_because: str | None = "it is not deployed"
@@ -515,18 +516,14 @@ class Router:
             self._is_waking = False
             seat.workers -= 1
             rested = next((other for other in self._seats if other.idle and other.has_room), None)
-            if (
-                rested is not None
-            ):  # of another replica, with more to do than the one that was to get a worker
+            if rested is not None:  # of another replica, with more to do than the one that was to get it
                 self._is_waking = True
                 effects = _Effects(wake=rested.idle.pop())
             elif not any(other.workers for other in self._seats):
                 for request in tuple(self._queue):
                     if request.state is QUEUED:
-                        news.extend(
-                            request.settle(self._unavailable(request, f"no thread could be started: {error}"))
-                            or ()
-                        )
+                        refusal = self._unavailable(request, f"no thread could be started: {error}")
+                        news.extend(request.settle(refusal) or ())
         self._act(effects)
         deliver(news)
 
