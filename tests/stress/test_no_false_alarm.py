@@ -26,6 +26,7 @@ import threadserve as serve
 from tests.runtime.test_deadlock import Actor, Stage
 from threadserve import futures
 from threadserve.call.request import ANSWERED, Request
+from threadserve.concurrency.outcome import Outcome, capture
 from threadserve.errors import Cancelled, DeadlockError, RequestCancelledError, RequestTimeoutError
 from threadserve.runtime import deadlock
 from threadserve.testing.scheduler import SimulatedKernel, StuckError
@@ -253,8 +254,12 @@ def watch_without_acting(program: Program) -> Verdict:
             return False
 
         watch._resolve = find_only  # type: ignore[method-assign]
+        outcomes: list[Outcome] = []
+        # On a thread beside, since one that is stuck while it helps ends what it runs when the simulation is given up.
+        player = kernel.spawn("player", lambda: outcomes.append(capture(play.run)))
         try:
-            play.run()
+            player.join()
+            outcomes[0].unwrap()
         finally:
             verdict.still_there = [request for request in verdict.found if request.state is not ANSWERED]
         play.stage.controller.shutdown()
