@@ -278,7 +278,9 @@ def watch_and_act(program: Program) -> int:
 
     def run() -> None:
         play = Play(kernel, program)
-        play.run()
+        outcomes: list[Outcome] = []
+        kernel.spawn("player", lambda: outcomes.append(capture(play.run))).join()  # as above: the same steps
+        outcomes[0].unwrap()
         deadlocks.append(play.deadlocks)
         play.stage.controller.shutdown()
 
