@@ -556,6 +556,20 @@ class TestNobodyHelps:
 
         late(story)
 
+    @pytest.mark.parametrize("timed", ["the wait", "the request"])
+    def test_an_older_call_on_behalf_of_one_with_a_timeout(self, timed: str) -> None:
+        def story(kernel: LateSimulation) -> None:
+            with unattended(kernel, Doer, max_ongoing_requests=1) as doer:
+                older = doer.handle.do.remote(ident)
+                hurried = doer.handle.options(timeout_s=1000 if timed == "the request" else None)
+                kernel.call_at(1.0, kernel.let_workers_come)
+
+                hurried.do.remote(ident).result(timeout_s=1000 if timed == "the wait" else None)
+
+                assert older.result() != get_ident()
+
+        late(story)
+
     def test_a_stream_that_was_sent_before(self) -> None:
         """Its producer may have to wait for its reader, and that is the thread that waits."""
 
