@@ -557,6 +557,53 @@ class TestNobodyHelps:
 
         late(story)
 
+    @pytest.mark.parametrize("timed", ["the wait", "the request"])
+    def test_an_older_call_on_behalf_of_one_with_a_timeout(self, timed: str) -> None:
+        def story(kernel: LateSimulation) -> None:
+            with unattended(kernel, Doer, max_ongoing_requests=1) as doer:
+                older = doer.handle.do.remote(ident)
+                hurried = doer.handle.options(timeout_s=1000 if timed == "the request" else None)
+                kernel.call_at(1.0, kernel.let_workers_come)
+
+                hurried.do.remote(ident).result(timeout_s=1000 if timed == "the wait" else None)
+
+                assert older.result() != get_ident()
+
+        late(story)
+
+    def test_a_stream_that_was_sent_before(self) -> None:
+        """Its producer may have to wait for its reader, and that is the thread that waits."""
+
+        def story(kernel: LateSimulation) -> None:
+            with unattended(kernel, Doer, max_ongoing_requests=1, stream_buffer_size=1) as doer:
+                stream = doer.handle.options(stream=True).items.remote(ident)
+                after = doer.handle.do.remote(ident)
+                kernel.call_at(1.0, kernel.let_workers_come)
+
+                assert after.result() != get_ident()
+                assert kernel.now() == 1.0
+                assert list(stream) != [get_ident()]
+
+        late(story)
+
+    def test_a_coroutine_function_that_is_at_the_head_of_the_queue(self) -> None:
+        """Behind a call that the thread has taken, and whose worker is still on its way."""
+
+        def story(kernel: LateSimulation) -> None:
+            with unattended(kernel, Doer, max_ongoing_requests=2) as doer:
+
+                def body() -> float:
+                    coroutine.result()
+                    return kernel.now()
+
+                first = doer.handle.do.remote(body)
+                coroutine = doer.handle.ado.remote(ident)
+                kernel.call_at(1.0, kernel.let_workers_come)
+
+                assert first.result() == 1.0
+
+        late(story)
+
     def test_after_sixteen_bodies_on_one_stack(self) -> None:
         def story(kernel: LateSimulation) -> None:
             with unattended(kernel, Doer, max_ongoing_requests=50) as doer:

@@ -274,13 +274,11 @@ def test_limits_hold_while_helpers_and_workers_race(options: dict[str, int]) -> 
     def fire_and_wait(me: int) -> None:
         fired = []
         for number in range(150):
-            if (
-                number % 3 == 0
-            ):  # one that is not waited for yet stands before its own, and others' before that
-                fired.append(handle.do.remote((me, "fired", number)))
             name = (me, "waited", number)
             handle.do.remote(name, partial(time.sleep, 0)).result()
             helped[floor.threads[name] == get_ident()] += 1
+            if number % 5 == 0:
+                fired.append(handle.do.remote((me, "fired", number)))
         for response in fired:
             response.result()
 
@@ -289,9 +287,9 @@ def test_limits_hold_while_helpers_and_workers_race(options: dict[str, int]) -> 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(fire_and_wait, range(8)))
 
-    assert floor.runs.total() == len(floor.runs) == 8 * (150 + 50)
+    assert floor.runs.total() == len(floor.runs) == 8 * (150 + 30)
     assert 1 < floor.most <= slots
-    assert helped[True]
+    assert min(helped[True], helped[False]) > 10
 
 
 class Cell:

@@ -243,8 +243,9 @@ class DeploymentConfig:
     stream_buffer_size: int = field(default=64, metadata=obeys(whole(at_least=1)))
     """Items that a streaming method may run ahead of its reader. Not an option of Ray Serve's."""
     inline: bool = field(default=True, metadata=obeys(a_flag))
-    """Whether a thread that waits for a call which has not begun may run it itself; False keeps the deployment's code on
-    threads of its own, as code needs that depends on its thread. Not an option of Ray Serve's."""
+    """Whether a thread that waits for a ``def`` call which nobody has begun may run it itself. False keeps the deployment's
+    code on threads of its own, as code needs that depends on its thread: on its name or identity, on thread-locals, on
+    locks and transactions that the caller must not share. Not an option of Ray Serve's."""
     user_config: object = field(default=None, metadata=obeys(json_value))
     """Given to ``reconfigure``, a method that the class must then have: without it no replica starts."""
     autoscaling_config: AutoscalingConfig | None = field(

@@ -48,6 +48,11 @@ class DeploymentResponse(Answer[R_co]):
         Blocks. Safe from any thread, any number of times; not in a running event loop. Ctrl-C in the main thread
         cancels the request. When the code that waits works for a request that is cancelled, it raises Cancelled.
 
+        Without a timeout, a ``def`` that nobody has begun may run on the waiting thread, after what it needs as arguments:
+        in its order, within its limits and in its own context, but on this thread, with its locals, its locks
+        and its stack. The wait then ends when the body does, even if the request is cancelled meanwhile.
+        ``@deployment(inline=False)`` prevents it.
+
         Args:
             timeout_s: Give up after so many seconds; the request goes on and can be asked again.
 
@@ -76,7 +81,10 @@ class DeploymentResponse(Answer[R_co]):
     def exception(
         self, *refused: Never, timeout_s: float | None = None, **unknown: Never
     ) -> BaseException | None:
-        """Wait for the answer and return the exception it ended with, None if there is none. Waits as ``result`` does."""
+        """Wait for the answer and return the exception it ended with, None if there is none.
+
+        Waits as ``result`` does, and may run the request as ``result`` does.
+        """
         if refused or unknown:
             refuse_wait_arguments("exception", refused, unknown)
         self._wait(timeout_s)
