@@ -200,11 +200,11 @@ class Simulation(AbstractContextManager["Simulation"]):
 
 
 def _around_deploy(deploy: Callable[..., Any]) -> Callable[..., Any]:
-    def adopting(self: Controller, plan: Plan, route_prefix: str | None = None) -> Any:
+    def adopting(self: Controller, plan: Plan, *more: Any) -> Any:
         kernel = here()
         if kernel is not None and kernel.simulation is not None:
             kernel.simulation.adopt(plan)
-        return deploy(self, plan, route_prefix)
+        return deploy(self, plan, *more)
 
     return adopting
 
