@@ -37,8 +37,8 @@ FLOORS = {
     "engines": 9, "http": 9,
     "api": 10,
     "tasks": 11,
-    "as_ray": 12, "testing": 12, "the face": 12,
-    "cli": 13,
+    "as_ray": 12, "the face": 12,
+    "cli": 13, "testing": 13,
     "__main__": 14,
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 * ``serve_app(app)``, ``with simulated_app(app) as handle``, ``fake_clock``: see ``fixtures.py``
 * what a test of ``serve_app`` leaves behind (threads, unanswered calls, open streams) fails it
 * ``--threadserve-seed``, ``--threadserve-explore=N``: which schedule, and how many, for ``simulated_app``
+* ``--threadserve``: a suite that imports ray runs on threads, ours standing in; ``serve_url`` is where HTTP is served
 * a test that times out (with pytest-timeout) tells what every replica is doing, and who waits for whom
 * a failure that Hypothesis could not repeat says what to do about it
 """
@@ -43,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("threadserve")
     group.addoption(
+        "--threadserve",
+        action="store_true",
+        help="run tests that import ray on threads, with threadserve in the place of ray",
+    )
+    group.addoption(
         "--threadserve-seed",
         type=int,
         default=0,
@@ -68,6 +74,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KINDS",
         help="what kind of replicas serve_app uses: thread; interpreter is to come",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Put our modules in the place of Ray's before a conftest can import them."""
+    if getattr(early_config.known_args_namespace, "threadserve", False):
+        from threadserve import as_ray
+
+        as_ray.install(http=False)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Shut down what a suite for Ray has left running, as the end of a program does."""
+    if config.getoption("--threadserve"):
+        from threadserve import as_ray
+
+        as_ray.uninstall()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -107,6 +130,14 @@ def serve_app(request: pytest.FixtureRequest) -> ServedApps:
 
     served = request.config.stash[_SERVED] = ServedApps()
     return served
+
+
+@pytest.fixture
+def serve_url() -> str:
+    """Where apps with a route prefix are served over HTTP: ``http://127.0.0.1:<port>``. Opened when it is first asked for."""
+    from threadserve.as_ray import serve_url
+
+    return serve_url()
 
 
 @pytest.fixture(scope="session")
