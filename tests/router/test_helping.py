@@ -349,7 +349,7 @@ class TestOrder:
 
                 def noted(seat: Any) -> Any:
                     request = claim(seat)
-                    taken.append((request.args or ())[1])
+                    taken.append((request.args or (None, None))[1])
                     takers.add(get_ident() == main)
                     return request
 

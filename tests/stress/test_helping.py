@@ -355,7 +355,7 @@ def test_ten_thousand_reads_are_begun_after_the_writes_before_them_where_there_a
 
         def noted(seat: Any) -> Any:
             request = claim(seat)  # the lock is held
-            begun.append(2 * (request.args or ())[1] + (request.method == "get"))
+            begun.append(2 * (request.args or (0, 0))[1] + (request.method == "get"))
             return request
 
         monkeypatch.setattr(cell.router, "_claim", noted)

@@ -76,7 +76,9 @@ def children_of(drawn: DrawnApp) -> list[int]:
     ids=["fan-out", "shared", "mixed", "replicas"],
 )
 def test_every_kind_of_graph_is_drawn(is_so: Any) -> None:
-    assert is_so(find(generators.applications(), is_so, settings=settings(phases=[Phase.generate])))
+    assert is_so(
+        find(generators.applications(), is_so, settings=settings(phases=[Phase.generate], max_examples=2000))
+    )
 
 
 @SOME

@@ -73,7 +73,7 @@ class TestSimulate:
         with pytest.raises(ZeroDivisionError) as caught:
             with testing.simulate(chain(), seed=3) as handle:
                 handle.remote(1).result()
-                1 // 0  # noqa: B018
+                divmod(1, 0)
 
         assert "@testing.reproduce('random:3')" in caught.value.__notes__[0]
         assert "main: calls" in caught.value.__notes__[0]

@@ -130,7 +130,7 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
                 raise
             if type(request.outcome) is Error:
                 forget_ours(request.outcome.exception.__traceback__)
-        if request.state is not ANSWERED and not _wait_until_answered(request, timeout):
+        if request.outcome is None and not _wait_until_answered(request, timeout):
             return False
     del request  # for the same reason
     if waiting is not None:

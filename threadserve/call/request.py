@@ -320,8 +320,8 @@ class Request:
         if was is not RUNNING:
             self.router.leave(self)
             self.is_over = True
+        self.outcome = outcome  # first: who sees the state without the lock goes on to the outcome
         self.state = ANSWERED
-        self.outcome = outcome
         news: list[Subscriber] = []
         if self._subscribers is not None:
             news.extend(self._subscribers)

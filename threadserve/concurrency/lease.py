@@ -77,7 +77,7 @@ class Gate:
             selectors.SelectSelector,
             getattr(selectors, "PollSelector", selectors.SelectSelector),
         )
-        return is_stock and not isinstance(loop._selector, waits_on_a_copy)
+        return is_stock and not isinstance(getattr(loop, "_selector", None), waits_on_a_copy)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._selector, name)
