@@ -564,6 +564,10 @@ NO_TIMEOUTS: list[Any] = [0, 0.0, -1, -math.inf, math.nan, True, "1", b"1", [1],
 
 
 class TestBadInputs:
+    def test_a_number_beyond_every_float_is_none(self) -> None:
+        with pytest.raises(ValueError, match="not 1000"):
+            serve.deadline(10**400).__enter__()
+
     @pytest.mark.parametrize("timeout", [*NO_TIMEOUTS, None])
     def test_a_block_refuses_what_is_no_time(self, timeout: Any) -> None:
         with pytest.raises(

@@ -258,7 +258,14 @@ class TestGivingUp:
         assert response.result(timeout_s=timeout) == "through"
 
     @pytest.mark.parametrize(
-        ("timeout", "error"), [(math.nan, ValueError), ("5", TypeError), (True, TypeError), ((1,), TypeError)]
+        ("timeout", "error"),
+        [
+            (math.nan, ValueError),
+            (10**400, ValueError),
+            ("5", TypeError),
+            (True, TypeError),
+            ((1,), TypeError),
+        ],
     )
     def test_after_no_number_of_seconds_is_refused(
         self, worker: DeploymentHandle[Any], timeout: Any, error: type[Exception]
@@ -694,6 +701,14 @@ class TestFuture:
         assert isinstance(error, RequestCancelledError)
         assert (future.done(), future.cancelled()) == (True, False)
         gate.opened.set()
+
+    def test_refuses_a_callback_that_cannot_be_called(self, worker: DeploymentHandle[Any]) -> None:
+        response: Any = worker.pause.remote(gate := Gate())
+        gate.opened.set()
+
+        with pytest.raises(TypeError, match="not 5"):
+            response.add_done_callback(5)
+        response.exception()
 
     def test_calls_its_callbacks_once_with_itself(self, worker: DeploymentHandle[Any]) -> None:
         gate, called = Gate(), threading.Semaphore(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,9 +24,11 @@ BOUND: ContextVar[float] = ContextVar("threadserve_bound", default=math.inf)
 def check_timeout(what: str, timeout_s: Any) -> None:
     """Raise ValueError unless `timeout_s` is a positive number of seconds; ``math.inf`` is one."""
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
-    if not (is_number and timeout_s > 0):
+    if (
+        not (is_number and timeout_s > 0) or sys.float_info.max < timeout_s != math.inf
+    ):  # an int beyond every float
         raise ValueError(
-            f"{what}: the timeout must be a positive number of seconds or math.inf, not {timeout_s!r}"
+            f"{what}: the timeout must be a positive number of seconds or math.inf, not {timeout_s!r:.40}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, cast
 from threadserve.call.answer import Answer, Callback, describe, mirror, request_of
 from threadserve.call.blocking import check_cancelled_async, wait_for, wait_for_async
 from threadserve.call.request import ANSWERED
+from threadserve.concurrency.interrupts import is_our_code_interrupted
 from threadserve.concurrency.outcome import Value
 from threadserve.errors import ArgumentError
 
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from threadserve.call.objectref import ObjectRef
+    from threadserve.call.request import Request
     from threadserve.concurrency.outcome import Outcome
 
-__all__ = ["DeploymentResponse", "check_seconds", "is_in_event_loop", "refuse_in_event_loop", "request_of"]
+__all__ = [
+    "DeploymentResponse",
+    "cancel",
+    "check_seconds",
+    "is_in_event_loop",
+    "refuse_in_event_loop",
+    "request_of",
+]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -109,7 +118,7 @@ class DeploymentResponse(Answer[R_co]):
         body that has not begun never will; a running coroutine gets CancelledError at its ``await``; a running ``def``
         gets Cancelled at its next checkpoint and keeps its slot until it returns.
         """
-        self._request.cancel()
+        cancel(self._request)
 
     def cancelled(self) -> bool:
         """Whether ``cancel`` was called, be it too late."""
@@ -119,7 +128,12 @@ class DeploymentResponse(Answer[R_co]):
         """Have ``fn(response)`` called once there is an answer: at once if there is one, else on a thread for callbacks.
 
         Never blocks. An exception in `fn` is logged.
+
+        Raises:
+            TypeError: `fn` cannot be called.
         """
+        if not callable(fn):
+            raise TypeError(f"add_done_callback wants a function of the response, not {fn!r}")
         callback = Callback(self._request, lambda: fn(self))
         if not self._request.subscribe(callback):
             callback.call()
@@ -190,6 +204,15 @@ def refuse_wait_arguments(verb: str, refused: tuple[Any, ...], unknown: dict[str
     raise TypeError(f"{verb}({given}): the only argument is timeout_s, by name: {verb}(timeout_s=5.0)")
 
 
+def cancel(request: Request) -> None:
+    """Cancel `request` for a user: a signal handler that has interrupted our code must not wait for our locks."""
+    if is_our_code_interrupted():
+        request.was_cancelled = True
+        request.router.kernel.errands.post(request.cancel)
+    else:
+        request.cancel()
+
+
 def check_seconds(name: str, seconds: Any) -> None:
     """Raise unless `seconds` is a number of seconds to wait; zero and less mean not to wait at all.
 
@@ -199,8 +222,9 @@ def check_seconds(name: str, seconds: Any) -> None:
     """
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if math.isnan(seconds):
-        raise ValueError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    is_beyond_every_float = isinstance(seconds, int) and abs(seconds) > sys.float_info.max
+    if is_beyond_every_float or math.isnan(seconds):
+        raise ValueError(f"{name} must be a number of seconds or None, not {seconds!r:.40}")
 
 
 def refuse_in_event_loop(what: str, instead: str) -> None:

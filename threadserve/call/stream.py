@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 from threadserve.call.blocking import block, suspend
 from threadserve.call.directory import refuse_after_fork
 from threadserve.call.request import ANSWERED, CURRENT, Request, check_cancelled, current_request
-from threadserve.call.response import is_in_event_loop, refuse_in_event_loop
+from threadserve.call.response import cancel, is_in_event_loop, refuse_in_event_loop
 from threadserve.concurrency.channel import EMPTY, END, Channel
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
@@ -93,7 +93,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
         Never blocks, may be repeated, safe from any thread.
         """
-        self._request.cancel()
+        cancel(self._request)
 
     def cancelled(self) -> bool:
         """Whether ``cancel`` was called, be it too late."""

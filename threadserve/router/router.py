@@ -188,8 +188,8 @@ class Router:
         """Wait until the last request of a closed seat has returned: True; False after `timeout` seconds. Blocks."""
         waiter = self.kernel.waiter()
         with self.lock:
-            if not seat.ongoing:
-                return True
+            if not seat.ongoing or seat.is_hurried:
+                return not seat.ongoing
             seat.drained = waiter
         waiter.wait(timeout)
         with self.lock:
@@ -197,8 +197,9 @@ class Router:
             return not seat.ongoing
 
     def hurry(self, seat: Seat) -> None:
-        """End a ``drain`` that is under way, as if its time were over."""
+        """End a ``drain``, one that is under way or is about to begin, as if its time were over."""
         with self.lock:
+            seat.is_hurried = True
             drained = seat.drained
         if drained is not None:
             drained.set()

@@ -41,12 +41,14 @@ class Seat:
         is_open: Whether it gets new requests.
         running: The requests that have those slots.
         drained: Told when the last request of a closed seat has returned.
+        is_hurried: Whether nobody is to wait for that any more.
     """
 
     __slots__ = (
         "begins_async",
         "drained",
         "idle",
+        "is_hurried",
         "is_open",
         "limit",
         "ongoing",
@@ -65,6 +67,7 @@ class Seat:
         self.is_open = False
         self.running: dict[Request, None] = {}
         self.drained: WaiterLike | None = None
+        self.is_hurried = False
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
