@@ -870,6 +870,24 @@ class TestCtrlC:
 
         late(story)
 
+    def test_in_the_body_of_an_older_call_cancels_the_call_that_is_waited_for_as_well(self) -> None:
+        def story(kernel: LateSimulation) -> None:
+            ran: list[str] = []
+            with unattended(kernel, Doer, max_ongoing_requests=1) as doer:
+                older = doer.handle.do.remote(interrupt)
+                response = doer.handle.do.remote(ran.append, "waited for")
+
+                with pytest.raises(KeyboardInterrupt):
+                    response.result()
+
+                assert older.cancelled()
+                assert response.cancelled()
+                kernel.let_workers_come()
+                let_it_rest(kernel)
+                assert ran == []
+
+        late(story)
+
     def test_may_be_handled_by_the_body(self) -> None:
         def story(kernel: LateSimulation) -> None:
             with unattended(kernel, Doer) as doer:
