@@ -452,6 +452,7 @@ class TestASignalHandlerOfTheUsers:
                 while len(handled) == begun:
                     h.remote(1)
                 rounds += 1
+            serve.shutdown()  # waits for what a thread is about to take down
             print(len(handled))
             """,
         )
