@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import threadserve as serve
@@ -40,7 +40,7 @@ sound = Teller.options(max_ongoing_requests=1).bind(Ledger.bind())
 
 
 def check_that_nothing_is_lost(app: serve.Application[Any]) -> None:
-    @settings(max_examples=200, deadline=None, database=None, derandomize=True, print_blob=False)
+    @settings(deadline=None, derandomize=True, print_blob=False, phases=[Phase.generate, Phase.shrink])
     @given(st.lists(st.integers(1, 100), max_size=6), testing.schedules())
     def nothing_is_lost(amounts: list[int], schedule: list[int]) -> None:
         with testing.simulate(app, strategy=testing.Replay(schedule)) as teller:
