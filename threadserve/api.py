@@ -44,6 +44,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_EXIT_CLOSE_S = 5.0
 _EXIT_PATIENCE_S = 1.0
 
 
@@ -404,14 +405,18 @@ def _check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
 def _at_exit() -> None:
     """Let what runs be answered, for a while; the threads are daemons and end with the process."""
     runtime = _runtime
-    if runtime is None or _is_interrupted():
-        return
-    try:
-        left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
-    except KeyboardInterrupt:
-        return
-    if left:
-        _tell("gave up", left)
+    if runtime is not None and not _is_interrupted():
+        try:
+            left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
+            if left:
+                _tell("gave up", left)
+        except KeyboardInterrupt:
+            pass
+    interpreters = sys.modules.get("threadserve.replica.interpreter")
+    if (
+        interpreters is not None
+    ):  # Python would warn of those that nobody has closed, and end them under their threads
+        interpreters.close_all(_EXIT_CLOSE_S)
 
 
 def _is_interrupted() -> bool:

@@ -11,10 +11,12 @@ from threadserve.concurrency.real import RealKernel
 from threadserve.errors import DeploymentUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "refuse_after_fork", "register"]
+__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "look_beyond", "refuse_after_fork", "register"]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (
@@ -31,7 +33,17 @@ def register(router: Router) -> None:
 def find(app: str, deployment: str) -> Router | None:
     """Return the router of a deployment, None where there never was one."""
     with _lock:
-        return _routers.get((app, deployment))
+        router = _routers.get((app, deployment))
+    return _beyond(app, deployment) if router is None and _beyond is not None else router
+
+
+def look_beyond(find: Callable[[str, str], Router]) -> None:
+    """Have `find` asked for what is not here: where this is a subinterpreter, the apps are in another one."""
+    global _beyond
+    _beyond = find
+
+
+_beyond: Callable[[str, str], Router] | None = None
 
 
 class Unmanned:
