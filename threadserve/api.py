@@ -144,6 +144,7 @@ _blocked: list[WaiterLike] = []
 def _current(resources: Mapping[str, object] | None = None) -> _Runtime:
     """Return the runtime, starting it, with `resources`, if there is none."""
     global _runtime
+    directory.refuse_beyond("serve.run")
     with _lock:
         if _runtime is None:
             _runtime = _Runtime(resources)
@@ -336,6 +337,7 @@ def get_app_handle(name: str) -> DeploymentHandle[Any]:
     Raises:
         ServeError: There is no such app.
     """
+    directory.refuse_beyond("serve.get_app_handle")
     runtime = _runtime
     if runtime is None:
         raise ServeError(f"there is no app {name!r}: nothing has been run in this process")
@@ -360,6 +362,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
                 f"get_deployment_handle({deployment_name!r}): outside of a replica app_name is needed"
             )
         app_name = str(replica.app_name)
+    directory.refuse_beyond("serve.get_deployment_handle")
     runtime = _runtime
     if runtime is None:
         raise ServeError(f"there is no app {app_name!r}: nothing has been run in this process")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from threadserve.call.request import CURRENT
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.real import RealKernel
-from threadserve.errors import DeploymentUnavailableError
+from threadserve.errors import DeploymentUnavailableError, NotSupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "look_beyond", "refuse_after_fork", "register"]
+__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "look_beyond", "refuse_after_fork", "refuse_beyond", "register"]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (
@@ -41,6 +41,15 @@ def look_beyond(find: Callable[[str, str], Router]) -> None:
     """Have `find` asked for what is not here: where this is a subinterpreter, the apps are in another one."""
     global _beyond
     _beyond = find
+
+
+def refuse_beyond(what: str) -> None:
+    """Raise NotSupportedError where this is a subinterpreter: the apps are in another one."""
+    if _beyond is not None:
+        raise NotSupportedError(
+            f"{what} is not possible in an interpreter replica: apps belong to the main interpreter; "
+            "pass handles to the constructor, or use replica_type='thread' for this deployment"
+        )
 
 
 _beyond: Callable[[str, str], Router] | None = None

@@ -25,6 +25,7 @@ from threadserve.call.request import RUNNING, Request
 from threadserve.concurrency.outcome import Error, capture
 from threadserve.concurrency.real import RealKernel
 from threadserve.concurrency.threads import get_ident, stack_text, wait_until_alone
+from threadserve.concurrency.waiter import log_failure
 from threadserve.errors import NotSupportedError
 from threadserve.replica.codec import pack_error, unpack, unpack_call
 from threadserve.replica.link import CALL, STOP, TELL, Link, end_here, untransportable
@@ -134,7 +135,10 @@ class Guest:
             if kind == STOP:
                 return self._stop(message[1])
             if kind != CALL:
-                self.link.receive(message)
+                try:
+                    self.link.receive(message)
+                except Exception:  # whoever it was for; the others still need this thread
+                    log_failure()
                 continue
             request = self._taken(message)
             if request is None:

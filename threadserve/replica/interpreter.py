@@ -30,6 +30,7 @@ from threadserve.concurrency.interpreters import Interpreter, Mailbox
 from threadserve.concurrency.outcome import Error, Value
 from threadserve.concurrency.real import RealKernel
 from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.waiter import log_failure
 from threadserve.errors import ReplicaDiedError, RequestError
 from threadserve.replica.codec import pack, pack_call, unpack, unpack_call, unpack_error
 from threadserve.replica.link import STOP, TELL, Link, untransportable
@@ -270,12 +271,15 @@ class InterpreterReplica:
             message = link.next()
             if message[0] == STOP:
                 return
-            if message[0] != TELL:
-                link.receive(message)
-            elif message[1] == "died":
-                self._died(link, *message[2:])
-            else:
-                self._stuck = message[2]
+            try:
+                if message[0] != TELL:
+                    link.receive(message)
+                elif message[1] == "died":
+                    self._died(link, *message[2:])
+                else:
+                    self._stuck = message[2]
+            except Exception:  # whoever it was for; the others still need this thread
+                log_failure()
             del message
 
     def _died(self, link: Link, death: Any, number: int, error: Any) -> None:

@@ -300,6 +300,8 @@ class Outlet:
     """The producer's end of a stream whose reader is in another interpreter; to the producer it is a channel."""
 
     def __init__(self, kernel: Kernel, credit: float, send: Callable[[Any], None]) -> None:
+        self.bound = credit
+        """How many items the producer may be ahead; ``math.inf``: any number."""
         self._send = send
         self._lock = kernel.lock()
         self._credit = credit  # guarded by _lock, as all below
@@ -307,7 +309,7 @@ class Outlet:
         self._is_closed = False
 
     def __len__(self) -> int:
-        return 0
+        return 0 if self.bound == math.inf else int(self.bound - self._credit)
 
     @property
     def is_closed(self) -> bool:
@@ -337,6 +339,14 @@ class Outlet:
         except Exception as error:
             raise untransportable("an item", error) from error
         return True
+
+    def wait_for_room(self, subscriber: Subscriber) -> bool:
+        """Whether an item may be offered; if not, `subscriber` is told when one may be."""
+        with self._lock:
+            if self._credit >= 1 or self._is_closed:
+                return True
+            self._writers[subscriber] = None
+            return False
 
     def forget(self, subscriber: Subscriber) -> None:
         """Let a producer that gave up waiting not be told."""
@@ -380,11 +390,10 @@ class _Inlet:
         if self.failure is not None:
             return
         try:
-            item = unpack(packed)
+            self._channel.offer(unpack(packed), None)
         except Exception as error:
             self.failure = untransportable("an item", error)
             return
-        self._channel.offer(item, None)
         with self._lock:
             self._poured += 1
         if self._channel.bound != math.inf:
