@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import threading
-import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +93,7 @@ class Everything:
 
     def fail(self) -> None:
         try:
-            {}["missing"]
+            dict[str, int]()["missing"]
         except KeyError as error:
             failure = OutOfStock("apple", 3)
             failure.add_note("ask again on Monday")
@@ -155,19 +153,19 @@ class Everything:
         try:
             while True:
                 serve.check_cancelled()
-                time.sleep(0.001)
+                threading.Event().wait(0.001)
         finally:
             self.ended.append("cancelled")
 
     async def until_cancelled_later(self) -> None:
         self.begun = 1
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             self.ended.append("cancelled")
 
     def hold(self, seconds: float) -> str:
-        time.sleep(seconds)
+        threading.Event().wait(seconds)
         return "held"
 
     # calls of its own
@@ -255,12 +253,4 @@ class Lazy:
     """Imports, when it is made, what a subinterpreter cannot load."""
 
     def __init__(self) -> None:
-        import _testsinglephase  # noqa: F401  # pyright: ignore[reportMissingImports]
-
-
-class Counting:
-    """Counts what is alive."""
-
-    def count(self) -> int:
-        gc.collect()
-        return len(gc.get_objects())
+        import faulthandler  # noqa: F401

@@ -25,13 +25,13 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=["thread", "interpreter"])
 def handle(request: pytest.FixtureRequest) -> Iterator[Any]:
     """An interpreter replica, whose code calls a replica of either kind."""
-    Inner = serve.deployment(Everything, name="Inner", replica_type=request.param)
-    Outer = serve.deployment(Everything, name="Outer", replica_type="interpreter")
-    yield serve.run(Outer.bind(1, other=Inner.bind(10)))
+    inner = serve.deployment(Everything, name="Inner", replica_type=request.param)
+    outer = serve.deployment(Everything, name="Outer", replica_type="interpreter")
+    yield serve.run(outer.bind(1, other=inner.bind(10)))
     serve.shutdown()
 
 
-def inner() -> Any:
+def the_inner() -> Any:
     return serve.get_deployment_handle("Inner", "default")
 
 
@@ -65,17 +65,19 @@ class TestACallFromInside:
 
     def test_is_cancelled_with_its_request(self, handle: Any) -> None:
         response = handle.ask.remote("until_cancelled")
-        wait_until(lambda: inner().how_far.remote().result()[0] == 1)
+        wait_until(lambda: the_inner().how_far.remote().result()[0] == 1)
         response.cancel()
 
-        wait_until(lambda: inner().how_far.remote().result()[1] == ["cancelled"])
-        wait_until(lambda: ongoing(handle) == 0 == ongoing(inner()))
+        wait_until(lambda: the_inner().how_far.remote().result()[1] == ["cancelled"])
+        wait_until(lambda: ongoing(handle) == 0 == ongoing(the_inner()))
 
     def test_may_have_a_deadline_of_its_own(self, handle: Any) -> None:
         assert handle.ask_with_timeout.remote().result() == "gave up"
-        wait_until(lambda: inner().how_far.remote().result()[1] == ["cancelled"])
+        wait_until(lambda: the_inner().how_far.remote().result()[1] == ["cancelled"])
 
-    def test_carries_registered_context_variables_on(self, handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_carries_registered_context_variables_on(
+        self, handle: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from threadserve.call import context
 
         monkeypatch.setattr(context.propagated, "names", ())
@@ -99,8 +101,8 @@ class TestAStreamReadInside:
     def test_that_is_left_ends_its_producer(self, handle: Any) -> None:
         assert handle.ask_and_leave.remote(10**9).result() == 0
 
-        wait_until(lambda: inner().how_far.remote().result()[1] == ["items"])
-        wait_until(lambda: ongoing(inner()) == 0)
+        wait_until(lambda: the_inner().how_far.remote().result()[1] == ["items"])
+        wait_until(lambda: ongoing(the_inner()) == 0)
 
 
 def test_an_app_is_not_run_from_inside(handle: Any) -> None:
@@ -113,7 +115,7 @@ def test_many_calls_at_once_are_each_answered_once(handle: Any) -> None:
 
     assert [response.result() for response in responses] == [number + 10 for number in range(200)]
     gc.collect()
-    assert ongoing(handle) == 0 == ongoing(inner())
+    assert ongoing(handle) == 0 == ongoing(the_inner())
 
 
 PROGRAM = """
@@ -139,7 +141,11 @@ print(handle.remote(1).result())
 )
 def test_a_program_that_ends_leaves_nothing_and_says_nothing(rest: str, said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(rest=rest)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM.format(rest=rest)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", said)

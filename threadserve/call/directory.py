@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "look_beyond", "refuse_after_fork", "refuse_beyond", "register"]
+__all__ = [
+    "Absent",
+    "Unmanned",
+    "disown_after_fork",
+    "find",
+    "look_beyond",
+    "refuse_after_fork",
+    "refuse_beyond",
+    "register",
+]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[str, str], Router] = (

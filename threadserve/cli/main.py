@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from threadserve.cli.doctor import command as doctor
 from threadserve.cli.run import command as run
 
 __all__ = ["main"]
@@ -35,3 +36,4 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(doctor)

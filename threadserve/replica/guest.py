@@ -8,7 +8,7 @@ very thread that was woken for it, so no other has to be. Before it begins it se
 inbox: another one that waits there, one that rests, or a new one. Two wait at most; who comes back and finds two, rests.
 
 The end. Whoever is told to stop sends the others home, has the instance finalized and the loop ended, waits for them all,
-and tells outside who would not end. The interpreter can be closed only when nobody runs in it.
+tells outside who would not end, and waits for those, too: the interpreter can be closed only when nobody runs in it.
 """
 
 from __future__ import annotations
@@ -66,15 +66,20 @@ class _GuestKernel(RealKernel):
         self.errands.post(sys.exit)
         self.callbacks.post(sys.exit)
         self.call_at(0.0, sys.exit)
-        with self._lock:
-            threads = [thread for thread in self._threads if thread.ident != but]
-        for thread in threads:
+        for thread in self._others(but):
             thread.join(max(0.0, deadline - self.now()))
         return [
-            f"thread {thread.name}, which is at\n{stack_text(thread.ident)}"
-            for thread in threads
-            if thread.is_alive()
+            f"thread {thread.name}, which is at\n{stack_text(thread.ident)}" for thread in self._others(but)
         ]
+
+    def wait_for_all(self, but: int) -> None:
+        """Wait for all threads but one, however long that takes."""
+        for thread in self._others(but):
+            thread.join()
+
+    def _others(self, but: int) -> list[Thread]:
+        with self._lock:
+            return [thread for thread in self._threads if thread.ident != but and thread.is_alive()]
 
 
 class _Addressee(Unmanned):
@@ -113,15 +118,19 @@ class Guest:
         self._waiting = 1  # guarded by _lock, as all below; threads at the inbox
         self._resting: list[WaiterLike] = []
         self._is_stopping = False
+        self._main = 0
+        self._has_left = self.kernel.waiter()
         self._has_ended = self.kernel.waiter()
         self._hired = 0
         self._death: BaseException | None = None
 
     def run(self) -> None:
-        """Work until told to stop; returns when no thread of the replica's runs any more, or would not end. Blocks."""
+        """Work until told to stop; returns when no thread of the replica's runs any more. Blocks."""
+        self._main = get_ident()
         self.kernel.errands.start()
         inheritance.install()
         if not self._work():
+            self._has_left.set()
             self._has_ended.wait()
         wait_until_alone()
 
@@ -315,7 +324,11 @@ class Guest:
         inheritance.uninstall()
         stuck = [] if self._replica is None else self._replica.stop(seconds)
         stuck += self.kernel.end(get_ident(), deadline)
+        is_main = get_ident() == self._main
+        if not is_main and not self._has_left.wait(max(0.0, deadline - self.kernel.now())):
+            stuck.append(f"the first thread of {self._name}, which is at\n{stack_text(self._main)}")
         self.link.put((TELL, "ended", tuple(stuck)))
+        self.kernel.wait_for_all(get_ident())
         self._has_ended.set()
         return True
 

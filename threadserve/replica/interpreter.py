@@ -156,6 +156,7 @@ class InterpreterReplica:
             is_stopping = self._is_stopping
         death = ReplicaDiedError(f"the interpreter of replica {self.name} has come to its end: {how}")
         link.fail(death)
+        ours.put((STOP, 0.0))
         if not is_stopping:
             self.on_death(death)
 
@@ -193,16 +194,14 @@ class InterpreterReplica:
             was_stopping, self._is_stopping = self._is_stopping, True
         if not was_stopping and not self._end:
             theirs.put((STOP, max(0.0, deadline - self._kernel.now())))
-        inhabited, *readers = self._threads
+        inhabited, reader = self._threads
         inhabited.join(max(_MOMENT_S, deadline + _MOMENT_S - self._kernel.now()))
-        ours.put((STOP, 0.0))
-        for reader in readers:
-            reader.join(max(_MOMENT_S, deadline - self._kernel.now()))
-        stuck = list(self._stuck)
-        if inhabited.is_alive() and not stuck:
-            stuck.append(f"the interpreter of {self.name}, whose code does not let others have its GIL")
-        if not stuck:
-            stuck = self._close(self._interpreter, max(_MOMENT_S, deadline - self._kernel.now()))
+        reader.join(max(_MOMENT_S, deadline - self._kernel.now()))
+        if inhabited.is_alive() or reader.is_alive():
+            return list(self._stuck) or [
+                f"the interpreter of {self.name}, whose code does not let others have its GIL"
+            ]
+        stuck = self._close(self._interpreter, max(_MOMENT_S, deadline - self._kernel.now()))
         if not stuck:
             theirs.close()
             ours.close()
@@ -266,7 +265,7 @@ class InterpreterReplica:
     # ---- what comes out of it
 
     def _read(self, link: Link) -> None:
-        """Read until told to stop."""
+        """Read until the interpreter has come to its end, be it long after it was given up."""
         while True:
             message = link.next()
             if message[0] == STOP:

@@ -84,6 +84,11 @@ class Pool:
         return self._planned.name
 
     @property
+    def replica_type(self) -> str:
+        """Where the code of its replicas runs."""
+        return self._config.replica_type
+
+    @property
     def pending(self) -> int:
         """Replicas that are starting."""
         return self._pending
