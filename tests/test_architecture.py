@@ -304,6 +304,8 @@ def concurrent_futures_keeps_to_its_homes(house: House) -> Iterator[str]:
     for module in house.modules.values():
         if not in_(module.name, *MAY_NAME_FUTURES):
             for mention in module.mentions:
+                if in_(mention.name, "concurrent.interpreters"):
+                    continue  # is none of the futures
                 if in_(mention.name, "concurrent") and not mention.is_for_checkers:
                     homes = ", ".join(MAY_NAME_FUTURES)
                     yield module.complain(mention.line, f"names {mention.name}, which belongs to {homes}")

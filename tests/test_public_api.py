@@ -40,6 +40,7 @@ HOMES = {
     "deadline": "threadserve.call.deadline",
     "get_multiplexed_model_id": "threadserve.call.context",
     "get_replica_context": "threadserve.call.context",
+    "propagate": "threadserve.call.context",
     "remaining": "threadserve.call.deadline",
     "ObjectRef": "threadserve.call.objectref",
     "ObjectRefGenerator": "threadserve.call.objectref",

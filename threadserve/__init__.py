@@ -23,7 +23,7 @@ __all__ = [  # noqa: RUF022 - in the order a newcomer meets them
     "remote", "get", "put", "wait", "cancel", "kill", "get_actor",
     "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "ActorClass", "ActorHandle",
     "deadline", "remaining", "cancelled", "check_cancelled",
-    "get_replica_context", "get_multiplexed_model_id", "ReplicaContext",
+    "get_replica_context", "get_multiplexed_model_id", "ReplicaContext", "propagate",
     "ServeError", "ConfigError", "GraphError", "ImportStringError", "DeployError", "ReplicaStartError",
     "ResourceError", "RequestError", "BackPressureError", "RequestTimeoutError", "RequestCancelledError",
     "DeadlockError", "MethodNotFoundError", "ArgumentError", "ReplicaDiedError", "ActorDiedError",
@@ -37,7 +37,7 @@ _HOMES = {
     "threadserve.app.config": "AutoscalingConfig BackpressureConfig HTTPOptions",
     "threadserve.app.deployment": "Application Deployment deployment",
     "threadserve.call.context":
-        "ReplicaContext cancelled check_cancelled get_multiplexed_model_id get_replica_context",
+        "ReplicaContext cancelled check_cancelled get_multiplexed_model_id get_replica_context propagate",
     "threadserve.call.deadline": "deadline remaining",
     "threadserve.call.objectref": "ObjectRef ObjectRefGenerator",
     "threadserve.call.response": "DeploymentResponse",
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         check_cancelled,
         get_multiplexed_model_id,
         get_replica_context,
+        propagate,
     )
     from threadserve.call.deadline import deadline, remaining
     from threadserve.call.objectref import ObjectRef, ObjectRefGenerator

@@ -49,6 +49,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_EXIT_CLOSE_S = 5.0
 _EXIT_PATIENCE_S = 1.0
 
 
@@ -215,6 +216,7 @@ def forget(kernel: Kernel) -> None:
 
 def _current(resources: Mapping[str, object] | None = None) -> _Runtime:
     """Return the runtime, starting it, with `resources`, if there is none."""
+    directory.refuse_beyond("serve.run")
     return _ground().current(resources)
 
 
@@ -460,6 +462,7 @@ def get_app_handle(name: str) -> DeploymentHandle[Any]:
     Raises:
         ServeError: There is no such app.
     """
+    directory.refuse_beyond("serve.get_app_handle")
     runtime = _ground().runtime
     if runtime is None:
         raise ServeError(f"there is no app {name!r}: nothing has been run in this process")
@@ -484,6 +487,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
                 f"get_deployment_handle({deployment_name!r}): outside of a replica app_name is needed"
             )
         app_name = str(replica.app_name)
+    directory.refuse_beyond("serve.get_deployment_handle")
     runtime = _ground().runtime
     if runtime is None:
         raise ServeError(f"there is no app {app_name!r}: nothing has been run in this process")
@@ -531,14 +535,18 @@ def check_prefix(name: str, prefix: str | Unset | None) -> str | Unset | None:
 def _at_exit() -> None:
     """Let what runs be answered, for a while; the threads are daemons and end with the process."""
     runtime = _process.runtime
-    if runtime is None or _is_interrupted():
-        return
-    try:
-        left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
-    except KeyboardInterrupt:
-        return
-    if left:
-        _tell("gave up", left)
+    if runtime is not None and not _is_interrupted():
+        try:
+            left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
+            if left:
+                _tell("gave up", left)
+        except KeyboardInterrupt:
+            pass
+    interpreters = sys.modules.get("threadserve.replica.interpreter")
+    if (
+        interpreters is not None
+    ):  # Python would warn of those that nobody has closed, and end them under their threads
+        interpreters.close_all(_EXIT_CLOSE_S)
 
 
 def _is_interrupted() -> bool:

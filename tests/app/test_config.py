@@ -23,6 +23,7 @@ from threadserve.app.config import (
     LoggingConfig,
     Unset,
 )
+from threadserve.concurrency.interpreters import is_offered
 from threadserve.errors import ConfigError, NotSupportedError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ REFUSED: Mapping[str, Sequence[object]] = {
     "max_queued_requests": [0, -2, 1.5, "1", None, True],
     "stream_buffer_size": [*NO_COUNTS, None],
     "inline": [0, 1, None, "no"],
+    "replica_type": [None, "process", "Thread", 1],
     "user_config": [object(), {1, 2}, {"f": print}],
     "autoscaling_config": [3, [("max_replicas", 2)], {"max_replicas": 0}, {"policy": 3}],
     "backpressure_config": [429, {"status_code": 500}, {"status": 503}, {"retry_after_s": -1}],
@@ -65,6 +67,7 @@ ACCEPTED: Mapping[str, Sequence[object]] = {
     "max_queued_requests": [-1, 1, 10_000],
     "stream_buffer_size": [1],
     "inline": [True, False],
+    "replica_type": ["thread"],
     "user_config": [None, 3, "text", [1, {"a": None}], {"threshold": 0.5}],
     "graceful_shutdown_timeout_s": [0, 0.5, 1000],
     "graceful_shutdown_wait_loop_s": [0, 2],
@@ -107,6 +110,17 @@ def test_an_accepted_value_is_kept(name: str, value: object) -> None:
     config = changed(**{name: value})
 
     assert getattr(config, name) == value
+
+
+@pytest.mark.skipif(is_offered(), reason="this Python has them")
+def test_interpreters_are_refused_where_there_are_none() -> None:
+    with pytest.raises(NotSupportedError, match=r"replica_type='interpreter' needs CPython 3\.14.*'thread'"):
+        changed(replica_type="interpreter")
+
+
+@pytest.mark.skipif(not is_offered(), reason="replica_type='interpreter' exists from Python 3.14 on")
+def test_interpreters_are_accepted_where_there_are_some() -> None:
+    assert changed(replica_type="interpreter").replica_type == "interpreter"
 
 
 def test_every_option_is_in_the_table_of_refused_values() -> None:

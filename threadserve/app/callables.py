@@ -19,6 +19,7 @@ __all__ = [
     "is_unbound_classmethod",
     "name_of",
     "parameters_of",
+    "refuse_out_of_reach",
     "refuse_wrong_arguments",
     "shown_signature",
 ]
@@ -151,6 +152,27 @@ def refuse_wrong_arguments(target: Any, args: tuple[object, ...], kwargs: Mappin
             signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{error}; the constructor is {name_of(target)}{parameters_of(target)}") from None
+
+
+def refuse_out_of_reach(target: Any) -> None:
+    """Refuse what another interpreter cannot import: it gets nothing but the name of the module and the name in it.
+
+    Raises:
+        ConfigError: The target stands in the program itself, inside of a function, or has no such names.
+    """
+    module, path = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(path, str):
+        reason = "has no name to import it by"
+    elif module == "__main__":
+        reason = "is part of the program itself (__main__), which no other interpreter can import"
+    elif "<" in path:
+        reason = "is made inside of a function, so it cannot be imported"
+    else:
+        return
+    raise ConfigError(
+        f"{shown(target)} {reason}; for replica_type='interpreter' put it at the top level of a module of its own and "
+        "import it from there, or use replica_type='thread'"
+    )
 
 
 def refuse_arguments_of_function(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:

@@ -25,6 +25,7 @@ from threadserve.app.rules import (
     refuse,
     refuse_unknown,
     replica_count,
+    replica_kind,
     section,
     strictly,
     strings,
@@ -194,6 +195,7 @@ class DeploymentOptions(TypedDict, total=False):
     max_queued_requests: int
     stream_buffer_size: int
     inline: bool
+    replica_type: Literal["thread", "interpreter"]
     user_config: object
     autoscaling_config: AutoscalingConfig | Mapping[str, object] | None
     backpressure_config: BackpressureConfig | Mapping[str, object] | None
@@ -246,6 +248,9 @@ class DeploymentConfig:
     """Whether a thread that waits for a ``def`` call which nobody has begun may run it itself. False keeps the deployment's
     code on threads of its own, as code needs that depends on its thread: on its name or identity, on thread-locals, on
     locks and transactions that the caller must not share. Not an option of Ray Serve's."""
+    replica_type: Literal["thread", "interpreter"] = field(default="thread", metadata=obeys(replica_kind))
+    """Where the code of a replica runs: on threads of this interpreter, or in a subinterpreter that has a GIL of its own,
+    which needs CPython 3.14 and a class or function that can be imported. Not an option of Ray Serve's."""
     user_config: object = field(default=None, metadata=obeys(json_value))
     """Given to ``reconfigure``, a method that the class must then have: without it no replica starts."""
     autoscaling_config: AutoscalingConfig | None = field(

@@ -23,6 +23,7 @@ from threadserve.app.callables import (
     is_class,
     is_unbound_classmethod,
     name_of,
+    refuse_out_of_reach,
     refuse_wrong_arguments,
     shown_signature,
 )
@@ -128,6 +129,9 @@ class Deployment(Generic[P, T_co]):
         new = object.__new__(cls)
         new._name = name
         new._config = config
+        if config.replica_type == "interpreter":
+            with inside(f"deployment {name!r}"):
+                refuse_out_of_reach(target)
         new._deploy(target)
         return new
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -186,6 +187,8 @@ def plan_of(node: Node, names: Mapping[Node, str], children: tuple[Node, ...]) -
     """Return the plan of one node."""
     binding = binding_of(node)
     with inside(f"deployment {names[node]!r}"):
+        if binding.config.replica_type == "interpreter":
+            refuse_unknown_to_its_module(binding.target)
         arguments = (binding.args, dict(binding.kwargs))
         if children:
             arguments = rebuilt(arguments, lambda each: placeholder(each, names))
@@ -197,6 +200,23 @@ def plan_of(node: Node, names: Mapping[Node, str], children: tuple[Node, ...]) -
         init_args=args,
         init_kwargs=kwargs,
         children=tuple(names[child] for child in children),
+    )
+
+
+def refuse_unknown_to_its_module(target: Any) -> None:
+    """Raise ConfigError unless the module of a class or function has it, or its deployment, under its name."""
+    module, path = target.__module__, target.__qualname__
+    found: Any = sys.modules.get(module)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if is_deployment(found):
+        found = found.func_or_class
+    if found is target:
+        return
+    reason = f"{module} has no {path!r}" if found is None else f"{path!r} in {module} is something else"
+    raise ConfigError(
+        f"replica_type='interpreter' imports the class or function by its name, but {reason}; "
+        "keep it at the top level of its module, under its own name"
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import json
 import logging
 import math
+import platform
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -36,6 +38,7 @@ __all__ = [
     "refuse",
     "refuse_unknown",
     "replica_count",
+    "replica_kind",
     "section",
     "shown",
     "strictly",
@@ -236,6 +239,18 @@ def replica_count(name: str, value: object) -> object:
         return 1
     if not whole(at_least=1).accepts(value):
         refuse(name, "an int of at least 1, 'auto' or None", value)
+    return value
+
+
+def replica_kind(name: str, value: object) -> object:
+    """Keep ``"thread"``, or ``"interpreter"`` where this Python has interpreters to run replicas in."""
+    if not (isinstance(value, str) and value in ("thread", "interpreter")):
+        refuse(name, "'thread' or 'interpreter'", value)
+    if value == "interpreter" and importlib.util.find_spec("concurrent.interpreters") is None:
+        raise NotSupportedError(
+            f"{name}='interpreter' needs CPython 3.14 or newer, which has subinterpreters with a GIL of their own; this is "
+            f"{platform.python_implementation()} {platform.python_version()}: use {name}='thread', the default"
+        )
     return value
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from threadserve.call.request import ANSWERED, check_cancelled, current_request
 from threadserve.concurrency.threads import Inheritance
-from threadserve.errors import NotInReplicaError
+from threadserve.errors import ConfigError, NotInReplicaError
 
 __all__ = [
     "REPLICA",
@@ -21,6 +21,8 @@ __all__ = [
     "get_multiplexed_model_id",
     "get_replica_context",
     "inheritance",
+    "propagate",
+    "propagated",
 ]
 
 
@@ -115,6 +117,72 @@ def get_replica_context() -> ReplicaContext:
             "get_replica_context() was called outside of a replica; only code that a replica runs has one"
         )
     return context  # type: ignore[no-any-return]
+
+
+class Propagated:
+    """The context variables that cross into other interpreters, by the import string of each."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        """In the order in which they were registered; replaced as a whole."""
+        self._found: dict[str, ContextVar[Any]] = {}
+
+    def add(self, *names: str) -> None:
+        """Have these cross, too."""
+        self.names = tuple(dict.fromkeys((*self.names, *names)))
+
+    def values(self, context: Context) -> dict[str, Any] | None:
+        """Return what `context` has in them; None for nothing."""
+        found = {name: context[variable] for name in self.names if (variable := self._find(name)) in context}
+        return found or None
+
+    def restore(self, values: dict[str, Any], context: Context) -> None:
+        """Set them in `context`."""
+        for name, value in values.items():
+            context.run(self._find(name).set, value)
+
+    def _find(self, name: str) -> ContextVar[Any]:
+        variable = self._found.get(name)
+        if variable is None:
+            from importlib import import_module
+
+            module, _, attribute = name.partition(":")
+            variable = self._found[name] = getattr(import_module(module), attribute)
+        return variable
+
+
+propagated = Propagated()
+"""What ``propagate`` has registered."""
+
+
+def propagate(*names: str) -> None:
+    """Have context variables cross into replicas of ``replica_type="interpreter"``, and into the calls they make.
+
+    Replicas on threads see all of the caller's context variables anyway. Each value must be picklable. Register before
+    ``serve.run``; any thread; never blocks.
+
+    Args:
+        names: Import strings, ``"module:VARIABLE"``, of ``contextvars.ContextVar`` objects.
+
+    Raises:
+        ConfigError: A name is no import string, or it names no ContextVar.
+
+    Example:
+        ``serve.propagate("shop.tracing:TRACE_ID")``
+    """
+    for name in names:
+        module, colon, attribute = name.partition(":")
+        if not (module and colon and attribute) or module == "__main__":
+            raise ConfigError(
+                f"propagate: {name!r} is not of the form 'module:VARIABLE', of a module that can be imported elsewhere"
+            )
+        try:
+            variable = propagated._find(name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"propagate: {name!r} cannot be found: {error}") from error
+        if not isinstance(variable, ContextVar):
+            raise ConfigError(f"propagate: {name!r} is a {type(variable).__name__}, not a ContextVar")
+    propagated.add(*names)
 
 
 def get_multiplexed_model_id() -> str:

@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING
 from threadserve.call.request import CURRENT
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.real import RealKernel, kernel_here
-from threadserve.errors import DeploymentUnavailableError
+from threadserve.errors import DeploymentUnavailableError, NotSupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from threadserve.call.request import Request, Router
     from threadserve.concurrency.kernel import Kernel, Lock
 
-__all__ = ["Absent", "Unmanned", "disown_after_fork", "find", "refuse_after_fork", "register", "registered"]
+__all__ = [
+    "Absent",
+    "Unmanned",
+    "disown_after_fork",
+    "find",
+    "look_beyond",
+    "refuse_after_fork",
+    "refuse_beyond",
+    "register",
+    "registered",
+]
 
 _lock = RealKernel.lock()
 _routers: weakref.WeakValueDictionary[tuple[Kernel | None, str, str], Router] = (
@@ -31,7 +43,26 @@ def register(router: Router) -> None:
 def find(app: str, deployment: str) -> Router | None:
     """Return the router of a deployment, None where there never was one."""
     with _lock:
-        return _routers.get((kernel_here(), app, deployment))
+        router = _routers.get((kernel_here(), app, deployment))
+    return _beyond(app, deployment) if router is None and _beyond is not None else router
+
+
+def look_beyond(find: Callable[[str, str], Router]) -> None:
+    """Have `find` asked for what is not here: where this is a subinterpreter, the apps are in another one."""
+    global _beyond
+    _beyond = find
+
+
+def refuse_beyond(what: str) -> None:
+    """Raise NotSupportedError where this is a subinterpreter: the apps are in another one."""
+    if _beyond is not None:
+        raise NotSupportedError(
+            f"{what} is not possible in an interpreter replica: apps belong to the main interpreter; "
+            "pass handles to the constructor, or use replica_type='thread' for this deployment"
+        )
+
+
+_beyond: Callable[[str, str], Router] | None = None
 
 
 class Unmanned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from threadserve.cli.doctor import command as doctor
 from threadserve.cli.exec import command as exec_
 from threadserve.cli.run import command as run
 
@@ -37,3 +38,4 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(exec_)
+main.add_command(doctor)

@@ -75,6 +75,11 @@ class Channel:
         return len(self._items)
 
     @property
+    def bound(self) -> float:
+        """How many items it takes; ``math.inf``: any number."""
+        return self._bound
+
+    @property
     def is_closed(self) -> bool:
         """Whether the producer should stop."""
         return self._is_closed
@@ -117,6 +122,10 @@ class Channel:
             if subscriber is not None:
                 self._writers.pop(subscriber, None)
             return True
+
+    def wait_for_room(self, subscriber: Subscriber) -> bool:
+        """Whether an item may be offered; if not, `subscriber` is told when one may be, or the channel is closed."""
+        return len(self._items) < self._bound or self._is_closed or self._has_room_now(subscriber)
 
     def _tell_a_reader(self) -> None:
         with self._lock:

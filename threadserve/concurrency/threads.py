@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
+import time
 import traceback
 from _thread import get_ident
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Inheritance",
+    "become_guest",
     "below_ours",
     "forget_ours",
     "get_ident",
@@ -27,6 +30,7 @@ __all__ = [
     "stack_text",
     "start_thread",
     "user_line",
+    "wait_until_alone",
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."
@@ -37,8 +41,64 @@ class _OwnThread(threading.Thread):
     """A thread that works for everybody, so it inherits from nobody."""
 
 
+class _GuestThread:
+    """A thread of a subinterpreter, which allows no daemons: not one that the end of the process would wait for."""
+
+    def __init__(self, name: str, fn: Callable[[], object]) -> None:
+        self.name = name
+        self.ident: int | None = None
+        self._fn = fn
+        self._has_ended = _thread.allocate_lock()
+        self._has_ended.acquire()
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        try:
+            self.ident = get_ident()
+            threading.current_thread().name = self.name
+            Context().run(self._fn)
+        except SystemExit:
+            pass
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            del self._fn
+            self._has_ended.release()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Block until the thread has ended, or until `timeout` seconds have passed."""
+        if self._has_ended.acquire(True, -1 if timeout is None else max(0.0, timeout)):
+            self._has_ended.release()
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self._has_ended.locked()
+
+
+_start_own: Callable[[str, Callable[[], object]], Thread] | None = None
+
+
+def become_guest() -> None:
+    """From now on start threads as a subinterpreter can have them."""
+    global _start_own
+    _start_own = _GuestThread
+
+
+def wait_until_alone() -> None:
+    """Wait until the threads of this subinterpreter, which have said that they end, are gone.
+
+    Nothing tells of the few steps between the last line of a thread and its end, so this looks again.
+    """
+    for _ in range(1000):
+        if _thread._count() == 0:
+            return
+        time.sleep(0.0002)
+
+
 def start_thread(name: str, fn: Callable[[], object]) -> threading.Thread:
     """Start a daemon thread that tracers, debuggers and ``threading.excepthook`` know."""
+    if _start_own is not None:
+        return cast("threading.Thread", _start_own(name, fn))  # as far as the kernels are concerned
     thread = _OwnThread(target=Context().run, args=(fn,), name=name, daemon=True)
     thread.start()
     return thread
@@ -88,7 +148,7 @@ def forget_ours(trace: TracebackType | None) -> None:
     Frames lead back to their callers', and ours hold the request, whose outcome holds the traceback: a cycle.
     """
     frame = None if trace is None else trace.tb_frame.f_back
-    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith((_PACKAGE, "asyncio.")):
         try:
             frame.clear()
         except RuntimeError:  # it still runs

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
     from threadserve.errors import RequestError
-    from threadserve.replica.thread import ThreadReplica
+    from threadserve.replica.base import Replica
 
 __all__ = ["Holdings", "Limits", "Router", "RouterStatistics"]
 
@@ -168,7 +168,7 @@ class Router:
             worker.set()
         self._act(effects)
 
-    def seat(self, replica: ThreadReplica, limit: int) -> Seat:
+    def seat(self, replica: Replica, limit: int) -> Seat:
         """Make a seat for `replica`, closed until ``replace`` opens it."""
         seat = Seat(replica, limit)
         replica.on_done = lambda request, outcome: self._ended_elsewhere(seat, request, outcome)

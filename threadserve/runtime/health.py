@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.kernel import Kernel, Timer
     from threadserve.concurrency.outcome import Outcome
-    from threadserve.replica.thread import ThreadReplica
+    from threadserve.replica.base import Replica
 
 __all__ = ["STRIKES", "HealthProbe", "check"]
 
@@ -19,7 +19,7 @@ STRIKES = 3
 """Checks in a row that must fail before a replica is replaced."""
 
 
-def check(kernel: Kernel, replica: ThreadReplica, timeout_s: float) -> None:
+def check(kernel: Kernel, replica: Replica, timeout_s: float) -> None:
     """Have the user's ``check_health`` called on a thread of its own. Blocks; a call that hangs is left behind.
 
     Raises:
@@ -50,7 +50,7 @@ class HealthProbe:
     def __init__(
         self,
         kernel: Kernel,
-        replica: ThreadReplica,
+        replica: Replica,
         *,
         period_s: float,
         timeout_s: float,

@@ -6,7 +6,7 @@ import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
-from threadserve.call.context import DeploymentID
+from threadserve.call.context import DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.concurrency.threads import stack_text
 from threadserve.errors import ReplicaStartError
 from threadserve.replica.target import Target
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from threadserve.app.graph import PlannedDeployment
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Thread, WaiterLike
+    from threadserve.replica.base import Replica
     from threadserve.router.router import Router
     from threadserve.router.seats import Seat
 
@@ -84,6 +85,11 @@ class Pool:
     def name(self) -> str:
         """The name of the deployment."""
         return self._planned.name
+
+    @property
+    def replica_type(self) -> str:
+        """Where the code of its replicas runs."""
+        return self._config.replica_type
 
     @property
     def pending(self) -> int:
@@ -177,10 +183,12 @@ class Pool:
         except RuntimeError as error:  # the system has no thread to give
             self._conclude(rank, attempts, error)
 
-    def _make(self, rank: int) -> ThreadReplica:
+    def _make(self, rank: int) -> Replica:
         args, kwargs = self._arguments
         if self._isolation is not None:
             args, kwargs = self._isolation.bound(args, kwargs)
+        if self._config.replica_type == "interpreter":
+            return self._make_interpreter(rank)
         return ThreadReplica(
             self._kernel,
             Target(self._planned.target, args, kwargs),
@@ -189,6 +197,25 @@ class Pool:
             world_size=self._config.initial_replicas,
             code_version=self._version,
             gpu_ids=self._gpu_ids[rank] if self._gpu_ids else (),
+        )
+
+    def _make_interpreter(self, rank: int) -> Replica:
+        from threadserve.replica.interpreter import InterpreterReplica
+        from threadserve.router import bridge
+
+        context = ReplicaContext(
+            replica_id=ReplicaID(
+                f"{self._kernel.random.getrandbits(40):010x}"[:8],
+                DeploymentID(self._planned.name, self.router.app),
+            ),
+            rank=ReplicaRank(rank),
+            world_size=self._config.initial_replicas,
+            code_version=self._version,
+            gpu_ids=self._gpu_ids[rank] if self._gpu_ids else (),
+            get_servable_object=_nothing,
+        )
+        return InterpreterReplica(
+            self._kernel, self._planned.target, self._arguments, entry=bridge.ENTRY, context=context
         )
 
     def _bring_up(self, rank: int, attempts: int) -> None:
@@ -221,7 +248,7 @@ class Pool:
         if is_last:
             self._started.set()
 
-    def _attempt(self, rank: int, attempts: int) -> tuple[ThreadReplica | None, BaseException | None]:
+    def _attempt(self, rank: int, attempts: int) -> tuple[Replica | None, BaseException | None]:
         """Start a replica, another one each time, only as often as the user allows; or return the last failure."""
         delay = _FIRST_RETRY_S
         while True:
@@ -247,7 +274,7 @@ class Pool:
         what = f"{begun}; the last of {attempts} attempts to start another" if begun else "the start"
         return f"{what} failed: {failure!r}"
 
-    def _settle(self, replica: ThreadReplica) -> None:
+    def _settle(self, replica: Replica) -> None:
         """Make a seat for a replica that is up, and look after it; the lock is held."""
         seat = self.router.seat(replica, self._config.max_ongoing_requests)
         replica.on_death = lambda error: self._lose(seat, error, has_died=True)
@@ -383,3 +410,7 @@ class Pool:
     def _put_away(self, seat: Seat, deadline: float) -> None:
         for stuck in seat.replica.stop(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now())):
             _log.error("replica %s would not stop and is abandoned: %s", seat.replica.name, stuck)
+
+
+def _nothing() -> None:
+    """Stand in for the instance, which is in another interpreter."""

@@ -53,6 +53,8 @@ class DeploymentStatusOverview:
     status_trigger: DeploymentStatusTrigger
     replica_states: dict[str, int]
     """How many replicas are in which state: STARTING, RUNNING, STOPPING; absent when none is."""
+    replica_type: str = "thread"
+    """Where its code runs: "thread" or "interpreter". Not in Ray Serve's status."""
     message: str = ""
     """For a failed start: the traceback of the user's code."""
 

@@ -14,7 +14,7 @@ from threadserve.runtime.status import (
 )
 
 if TYPE_CHECKING:
-    from threadserve.app.graph import Plan
+    from threadserve.app.graph import Plan, PlannedDeployment
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, WaiterLike
     from threadserve.runtime.pool import Pool
@@ -157,31 +157,34 @@ def overview(app: App) -> ApplicationStatusOverview:
         route_prefix=app.route_prefix,
         deployments={
             **{pool.name: _deployment_overview(app, pool) for pool in pools},
-            **{planned.name: _failed_overview(app, planned.name) for planned in failed},
+            **{planned.name: _failed_overview(app, planned) for planned in failed},
         },
     )
 
 
-def _failed_overview(app: App, deployment: str) -> DeploymentStatusOverview:
+def _failed_overview(app: App, planned: PlannedDeployment) -> DeploymentStatusOverview:
     """Return what is left of a deployment of an app that did not come up."""
-    is_culprit = deployment == app.failed_deployment
+    is_culprit = planned.name == app.failed_deployment
     return DeploymentStatusOverview(
         status=DeploymentStatus.DEPLOY_FAILED if is_culprit else DeploymentStatus.UPDATING,
         status_trigger=DeploymentStatusTrigger.REPLICA_STARTUP_FAILED
         if is_culprit
         else DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
         replica_states={},
+        replica_type=planned.config.replica_type,
         message=app.message if is_culprit else "",
     )
 
 
 def _deployment_overview(app: App, pool: Pool) -> DeploymentStatusOverview:
     states = {"STARTING": pool.pending, "RUNNING": len(pool.seats)}
+    kind = pool.replica_type
     if app.version is None:
         return DeploymentStatusOverview(
             status=DeploymentStatus.UPDATING,
             status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
             replica_states={state: count for state, count in states.items() if count},
+            replica_type=kind,
         )
     return DeploymentStatusOverview(
         status=DeploymentStatus.UNHEALTHY if pool.trouble else DeploymentStatus.HEALTHY,
@@ -189,5 +192,6 @@ def _deployment_overview(app: App, pool: Pool) -> DeploymentStatusOverview:
         if pool.trouble
         else DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
         replica_states={state: count for state, count in states.items() if count},
+        replica_type=kind,
         message=pool.trouble or (app.message if pool.name == app.failed_deployment else ""),
     )
