@@ -561,7 +561,7 @@ class TestInEveryOrder:
                 await asyncio.sleep(1)
                 ended.set()
 
-            def ask(name: str) -> None:
+            def ask() -> None:
                 ended = kernel.waiter()
 
                 def begin() -> None:
@@ -572,7 +572,9 @@ class TestInEveryOrder:
                 thread.visit(lambda: len(steps) > 4)
                 ended.wait()
 
-            for one in [kernel.spawn(name, partial(ask, name)) for name in "abc"]:
+            thread.submit(nothing)
+            kernel.waiter().wait(1)  # it is asleep
+            for one in [kernel.spawn(name, ask) for name in "abc"]:
                 one.join()
             assert thread.stop(60)
             shares.update(step == "loop" for step in steps)
