@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sysconfig
 import threading
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from threadserve.testing.turns import SimulatedThread
 
 R = TypeVar("R")
+
+IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 # ---- a deployment, its pool and its router; no app, no controller
@@ -233,6 +237,16 @@ def wait_until(is_so: Callable[[], bool]) -> None:
             return
         pause.wait(0.001)
     raise AssertionError("it did not come about")
+
+
+def let_the_dead_go() -> None:
+    """Have what nobody refers to any more be gone; on builds with a GIL it is already.
+
+    On a free-threaded build an object whose last reference another thread has dropped dies when its own thread
+    looks, or when garbage is collected. Where reference counts are exact nothing is collected, so cycles are found.
+    """
+    if IS_FREE_THREADED:
+        gc.collect()
 
 
 def let_it_rest(kernel: SimulatedKernel) -> None:

@@ -687,7 +687,7 @@ class TestTools:
                     return 2
                 def traced_items(self):
                     yield 3
-            h = serve.run(serve.deployment(Traced).bind())
+            h = serve.run(serve.deployment(Traced, inline=False).bind())  # this thread is not traced
             print(h.traced_def.remote().result(), h.traced_async.remote().result())
             print(*h.options(stream=True).traced_items.remote())
             print(sorted({name for name, event in seen if event == "line"}))
@@ -703,7 +703,7 @@ class TestTools:
             """
             seen = set()
             threading.setprofile(lambda frame, event, arg: seen.add(frame.f_code.co_name))
-            @serve.deployment
+            @serve.deployment(inline=False)  # this thread is not profiled
             def profiled(): return 1
             print(serve.run(profiled.bind()).remote().result(), "profiled" in seen)
             """,

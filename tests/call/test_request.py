@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.doubles import StillReplica, call_under, deployed, request_behind, still_router
+from tests.doubles import StillReplica, call_under, deployed, let_the_dead_go, request_behind, still_router
 from threadserve.call.request import ANSWERED, Request, State, current_request
 from threadserve.concurrency.outcome import Error, Outcome, Value, Withdrawn
 from threadserve.concurrency.real import RealKernel
@@ -636,6 +636,7 @@ def test_arguments_are_let_go_when_the_body_begins() -> None:
         async def coroutine(self, argument: object) -> None:
             gone = weakref.ref(argument)
             del argument
+            let_the_dead_go()
             seen.append(gone())
 
     def main() -> None:

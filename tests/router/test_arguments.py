@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.doubles import StillReplica, deployed, request_behind, still_router, wait_until
+from tests.doubles import StillReplica, deployed, let_the_dead_go, request_behind, still_router, wait_until
 from threadserve.call.request import ANSWERED, Request, State
 from threadserve.concurrency.outcome import Error, Value
 from threadserve.concurrency.real import RealKernel
@@ -492,6 +492,7 @@ class TestTenThousandHops:
             held.set_result(0)
             assert last.result() == HOPS + 1
             del last, held
+            let_the_dead_go()
             wait_until(lambda: all(middle() is None for middle in middles))
 
     def test_that_are_dropped_unresolved_go_when_the_router_closes(self, bench: Bench) -> None:
@@ -557,6 +558,7 @@ class TestAValue:
             assert used.result() == 1
             gone = weakref.ref(big.result())
             del big
+            let_the_dead_go()
             wait_until(lambda: gone() is None)
             assert used.result() == 1
 

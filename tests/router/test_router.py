@@ -20,6 +20,7 @@ from tests.doubles import (
     check_invariants,
     deployed,
     let_it_rest,
+    let_the_dead_go,
     request_behind,
     still_router,
     wait_until,
@@ -328,6 +329,7 @@ class TestAWorkerAtRest:
             references = [weakref.ref(big), weakref.ref(made), weakref.ref(request_behind(response))]
 
             del big, made, response
+            let_the_dead_go()
 
             assert [reference() for reference in references] == [None, None, None]
 

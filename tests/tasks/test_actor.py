@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import threadserve as serve
+from tests.doubles import let_the_dead_go
 from tests.tasks.stage import Stage, on_stage
 from threadserve.tasks.actor import ActorMethod, method
 
@@ -562,6 +563,7 @@ def test_a_handle_in_a_call_that_has_not_begun_keeps_the_actor() -> None:
 
         ref = use.remote(Counter.remote(), slow.remote())
         assert serve.get(ref) == 7
+        let_the_dead_go()
         stage.rest()
         assert stage.workforce.actors() == []
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.doubles import IS_FREE_THREADED
 from tests.testing.programs import alive, run
 from threadserve.testing import scheduler
 from threadserve.testing.scheduler import SimulatedKernel, explore
@@ -90,6 +91,9 @@ class TestInterruption:
 
         explore(main, 20)
 
+    @pytest.mark.skipif(
+        IS_FREE_THREADED, reason="what another thread made dies later, when that thread looks"
+    )
     @pytest.mark.parametrize("place", ["closure", "context"])
     def test_by_what_dies_with_a_thread_comes_while_the_thread_has_its_turn(self, place: str) -> None:
         variable: ContextVar[Finalized] = ContextVar("variable")
@@ -122,6 +126,7 @@ class TestInterruption:
         with pytest.raises(RuntimeError, match="a finalizer or signal handler took a lock"):
             run(main)
 
+    @pytest.mark.skipif(IS_FREE_THREADED, reason="its collector has no young generation to be kept small")
     def test_by_the_garbage_collector_at_any_moment_may_set_a_waiter(self) -> None:
         def main(kernel: SimulatedKernel) -> None:
             class Cycle:

@@ -132,10 +132,12 @@ def accepted_signature(target: Any) -> inspect.Signature | None:
     A ``functools.wraps`` wrapper shows the signature of what it wraps and is free to accept another one (it
     may supply an argument by itself), so only its own counts. Proxies of wrapt promise what they show.
     """
+    if is_proxy(target):
+        return accepted_signature(target.__wrapped__)
     try:
         return inspect.signature(target, follow_wrapped=False)
     except (TypeError, ValueError):
-        return accepted_signature(target.__wrapped__) if is_proxy(target) else None
+        return None
 
 
 def refuse_wrong_arguments(target: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:

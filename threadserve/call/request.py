@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.future import CallFuture
     from threadserve.concurrency.kernel import Kernel, Lock, Timer
-    from threadserve.concurrency.loops import LoopThread
+    from threadserve.concurrency.loops import Host
 
 __all__ = [
     "CURRENT",
@@ -165,7 +165,7 @@ class Request:
         future: The ``concurrent.futures.Future`` that mirrors it; None until somebody asks for one.
         reader: The request whose body reads this one's stream, where that is known.
         runner: Who runs the body: the identifier of a thread, or a task.
-        host: Whose event loop the body runs on, where it runs on one.
+        host: Whom a thread that waits may visit, to bring the body on: the event loop that it runs on, for one.
         wait: What the body waits for, while it does; None where it could go on by itself.
         helped: The request whose body runs on this one's thread, above this one's, which waits for it; else None.
         depth: How many bodies run on its thread below its own, each helped by the one below.
@@ -205,7 +205,7 @@ class Request:
     wait: Wait | None = None
     helped: Request | None = None
     reader: Request | None = None
-    host: LoopThread | None = None
+    host: Host | None = None
     _timer: Timer | None = None
     _interrupt: Callable[[], object] | None = None
 

@@ -17,8 +17,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from threadserve.concurrency.waiter import read_on
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from threadserve.concurrency.kernel import Lock
 
 __all__ = ["Interpreter", "Mailbox", "is_offered"]
 
@@ -42,45 +46,114 @@ class Mailbox:
     """Items on their way to threads of one interpreter, from any other.
 
     An item is an int, a float, a string, bytes, None, a memoryview, which is shared, or a tuple of these.
+
+    A thread that waits for what an item will bring may come as a visitor, one at a time: then it is the one to be woken,
+    by a bell of its own, instead of a thread that would only wake it in turn. A visitor that leaves first says so and then
+    sees to all there is; who has put an item in and has rung for a visitor looks again, and rings for the others if it
+    has left. So one of them finds the item.
     """
 
-    def __init__(self, queue: Any, ear: int, hand: int) -> None:
+    def __init__(
+        self, queue: Any, bell: tuple[int, int], visitors_bell: tuple[int, int], has_visitor: Any
+    ) -> None:
+        self.parts = (queue, bell, visitors_bell, has_visitor)
+        """What another interpreter makes the same mailbox of."""
         self._queue = queue
-        self._ear = ear
-        self._hand = hand
+        self._put = queue.put
+        self._get = queue.get_nowait
+        self._bell = bell
+        self._visitors_bell = visitors_bell
+        self._has_visitor = has_visitor
 
     @classmethod
-    def new(cls) -> Mailbox:
-        """Make one."""
-        if hasattr(os, "eventfd"):
-            ear = hand = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
-        else:
-            ear, hand = os.pipe()
-        return cls(_module().create_queue(), ear, hand)
-
-    @property
-    def parts(self) -> tuple[Any, int, int]:
-        """What another interpreter makes the same mailbox of."""
-        return self._queue, self._ear, self._hand
+    def new(cls, *, for_many: bool = False) -> Mailbox:
+        """Make one; with `for_many`, that of several waiting threads a ring wakes but one. An eventfd wakes them all."""
+        bell = os.pipe() if for_many else _new_bell()
+        return cls(_module().create_queue(), bell, _new_bell(), memoryview(bytearray(1)))
 
     def put(self, item: Any) -> None:
         """Put `item` in. Does not block, unless there is no eventfd and 8,000 items have not been taken."""
-        self._queue.put(item)
-        os.write(self._hand, _ONE)
+        self._put(item)
+        if self._has_visitor[0]:
+            self._ring_for_visitor()
+        else:
+            os.write(self._bell[1], _ONE)
+
+    def _ring_for_visitor(self) -> None:
+        os.write(self._visitors_bell[1], _ONE)
+        if not self._has_visitor[0]:
+            os.write(self._bell[1], _ONE)
 
     def wait(self) -> None:
         """Wait for an item, which is the caller's to ``take``. Blocks, without a timeout, and without the GIL."""
-        os.read(self._ear, 8)  # not eventfd_read: this one goes on after a signal
+        os.read(self._bell[0], 8)  # not eventfd_read: this one goes on after a signal
 
     def take(self) -> Any:
-        """Return the oldest item, after ``wait``. Does not block."""
-        return self._queue.get_nowait()
+        """Return the oldest item, after ``wait``; None where a visitor has taken it. Does not block."""
+        try:
+            return self._get()
+        except Exception as error:  # the queue's own, whose class may not be imported yet
+            if type(error).__name__ != "QueueEmpty":
+                raise
+            return None
+
+    def ring(self) -> None:
+        """Have one of those who wait look, though there may be nothing."""
+        os.write(self._bell[1], _ONE)
+
+    def nudge(self) -> None:
+        """Have the visitor, if there is one, look whether it has what it came for."""
+        if self._has_visitor[0]:
+            os.write(self._visitors_bell[1], _ONE)
+
+    def visit(
+        self,
+        lock: Lock,
+        note: Callable[[Any], Any],
+        see_to: Callable[[Any], object],
+        is_enough: Callable[[], bool],
+    ) -> None:
+        """Wait here, and have `see_to` called with each item, until it is enough. Blocks; one thread at a time.
+
+        Args:
+            lock: Held while an item is taken, and `note` is called with it.
+            note: Returns the item; None where there is none.
+            see_to: Called with each item.
+            is_enough: Asked before each wait; when it becomes true otherwise than by an item, ``nudge`` tells.
+
+        Raises:
+            KeyboardInterrupt: It struck while the thread waited.
+        """
+        self._has_visitor[0] = 1
+        try:
+            self._empty(lock, note, see_to)
+            while not is_enough():
+                read_on(self._visitors_bell[0])
+                self._empty(lock, note, see_to)
+        finally:
+            self._has_visitor[0] = 0
+            self._empty(lock, note, see_to)
+
+    def _empty(self, lock: Lock, note: Callable[[Any], Any], see_to: Callable[[Any], object]) -> None:
+        while True:
+            with lock:
+                item = note(self.take())
+            if item is None:
+                return
+            see_to(item)
 
     def close(self) -> None:
         """Give the file descriptors back. Nobody may use it any more, in any interpreter."""
-        os.close(self._ear)
-        if self._hand != self._ear:
-            os.close(self._hand)
+        for file in {*self._bell, *self._visitors_bell}:
+            os.close(file)
+
+
+def _new_bell() -> tuple[int, int]:
+    """Return where a bell is heard, and where it is rung."""
+    if hasattr(os, "eventfd"):
+        file = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+        return file, file
+    return os.pipe()
 
 
 class Interpreter:

@@ -26,7 +26,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from threadserve.concurrency.waiter import wait_on
+from threadserve.concurrency.waiter import read_on, wait_on
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -45,7 +45,7 @@ class _Again:
 
 def _may_raise(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code is wait_on.__code__:
+        if frame.f_code is wait_on.__code__ or frame.f_code is read_on.__code__:
             return True
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package in sys.modules and package not in sys.stdlib_module_names:

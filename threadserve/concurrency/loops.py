@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from functools import partial
 from types import BuiltinMethodType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from threadserve.concurrency.lease import Gate
 from threadserve.concurrency.threads import stack_text, user_line
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.waiter import Subscriber
 
 __all__ = [
+    "Host",
     "LoopThread",
     "LoopWaiter",
     "current_task",
@@ -32,6 +33,18 @@ __all__ = [
     "run_coroutine",
     "stack_of_task",
 ]
+
+
+class Host(Protocol):
+    """Where a body runs that a thread which waits for it has not begun."""
+
+    def visit(self, is_enough: Callable[[], bool]) -> bool:
+        """Bring on, on the calling thread, what runs here; False where that is not possible.
+
+        Raises:
+            KeyboardInterrupt: It struck meanwhile.
+        """
+        ...
 
 
 class LoopThread:

@@ -20,6 +20,7 @@ call at once.
 
 from __future__ import annotations
 
+import os
 from _thread import TIMEOUT_MAX, allocate_lock
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "wait_on"]
+__all__ = ["Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "read_on", "wait_on"]
 
 
 class Subscriber(Protocol):
@@ -74,6 +75,11 @@ def log_failure() -> None:
 def wait_on(acquire: object, timeout: float) -> bool:
     """The one place where a thread blocks: a frame of its own, so that Ctrl-C knows it may strike here."""
     return acquire(True, timeout)  # type: ignore[operator, no-any-return]
+
+
+def read_on(file: int) -> bytes:
+    """The same, for what comes through a file: eight bytes are read."""
+    return os.read(file, 8)
 
 
 class Waiter:

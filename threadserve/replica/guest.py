@@ -140,6 +140,8 @@ class Guest:
         """Be one of those at the inbox. True: it was this thread that was told to stop, and all others have ended."""
         while True:
             message = self.link.next()
+            if message is None:
+                continue
             kind = message[0]
             if kind == STOP:
                 return self._stop(message[1])

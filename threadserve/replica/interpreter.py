@@ -2,7 +2,8 @@
 
 The outside of it: what the router and the runtime see. The inside is ``replica/guest.py``; between them is a link. A call is
 written to the link on the thread that makes it, as soon as there is a slot, and counts as started then: it is never
-sent twice, and if the replica dies it is answered with ReplicaDiedError. One thread reads what comes back.
+sent twice, and if the replica dies it is answered with ReplicaDiedError. One thread reads what comes back; where plain code
+waits for an answer, it reads instead (``Mailbox.visit``), so that nobody has to be woken in order to wake it.
 
 Calls that the code inside makes begin here: as children of the request whose body makes them, in its context
 variables, behind the router of the deployment that they are for. Deadlines need no message, both sides have one clock;
@@ -91,6 +92,7 @@ class InterpreterReplica:
         self._threads: list[Thread] = []
         self._has_health_check = False
         self._stuck: tuple[str, ...] = ()
+        self._is_over = False
         self._ending = kernel.lock()  # held by who stops it
         self._lock = kernel.lock()
         self._is_stopping = False  # guarded by _lock
@@ -109,7 +111,7 @@ class InterpreterReplica:
                 raise ReplicaDiedError(f"replica {self.name} is not started: the process is exiting")
             self._interpreter = Interpreter()
             _alive[self] = None
-        theirs, ours = self._boxes = Mailbox.new(), Mailbox.new()
+        theirs, ours = self._boxes = Mailbox.new(for_many=True), Mailbox.new()
         link = self._link = Link(self._kernel, ours, theirs, self._begin, self._done)
         self._threads.append(self._kernel.spawn(f"{self.name} interpreter", self._inhabit))
         self._threads.append(self._kernel.spawn(f"{self.name} replies", partial(self._read, link)))
@@ -156,7 +158,9 @@ class InterpreterReplica:
             is_stopping = self._is_stopping
         death = ReplicaDiedError(f"the interpreter of replica {self.name} has come to its end: {how}")
         link.fail(death)
-        ours.put((STOP, 0.0))
+        self._is_over = True
+        ours.ring()
+        ours.nudge()
         if not is_stopping:
             self.on_death(death)
 
@@ -256,6 +260,7 @@ class InterpreterReplica:
             self.on_done(request, Error(untransportable("an argument", error)))
             return
         credit = 0.0 if channel is None else channel.bound
+        request.host = self
         link.send(request, packed, (request.request_id, request.model_id, deadline, credit, variables))
 
     def _done(self, request: Request, outcome: Outcome) -> None:
@@ -268,18 +273,33 @@ class InterpreterReplica:
         """Read until the interpreter has come to its end, be it long after it was given up."""
         while True:
             message = link.next()
-            if message[0] == STOP:
+            if message is not None:
+                self._see_to(message)
+                link.nudge()
+            elif self._is_over:
                 return
-            try:
-                if message[0] != TELL:
-                    link.receive(message)
-                elif message[1] == "died":
-                    self._died(link, *message[2:])
-                else:
-                    self._stuck = message[2]
-            except Exception:  # whoever it was for; the others still need this thread
-                log_failure()
             del message
+
+    def _see_to(self, message: tuple[Any, ...]) -> None:
+        link = self._link
+        assert link is not None
+        try:
+            if message[0] != TELL:
+                link.receive(message)
+            elif message[1] == "died":
+                self._died(link, *message[2:])
+            else:
+                self._stuck = message[2]
+        except Exception:  # whoever it was for; the others still need whoever reads
+            log_failure()
+
+    def visit(self, is_enough: Callable[[], bool]) -> bool:
+        """Wait at the inbox, on the calling thread, until it is enough; False where somebody else does so.
+
+        A wait of plain code only: one inside of a body has to end when the request of that is cancelled.
+        """
+        link = self._link
+        return link is not None and CURRENT.get() is None and link.visit(self._see_to, is_enough)
 
     def _died(self, link: Link, death: Any, number: int, error: Any) -> None:
         """Be told that the code of the call `number` has asked for the replica's end."""

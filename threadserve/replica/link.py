@@ -25,6 +25,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from threadserve.call.request import ANSWERED, Request
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import ArgumentError, RequestTimeoutError
@@ -33,7 +34,6 @@ from threadserve.replica.codec import is_plain, pack, pack_call, pack_error, unp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from threadserve.call.request import Request
     from threadserve.concurrency.channel import Channel
     from threadserve.concurrency.interpreters import Mailbox
     from threadserve.concurrency.kernel import Kernel, WaiterLike
@@ -56,8 +56,10 @@ __all__ = [
     "untransportable",
 ]
 
-CALL, ITEM, RETURN, RAISE, CANCEL, EXPIRE, CREDIT, TELL, STOP = range(9)
+CALL, ITEM, RETURN, RAISE, CANCEL, EXPIRE, CREDIT, TELL, STOP, ANSWERS = range(10)
 _OF_ANSWERS = (RETURN, ITEM, RAISE)
+_IN_ORDER: tuple[Any, ...] = (ANSWERS,)
+"""Stands for a message that waits for those before it."""
 
 Extras = tuple[Any, ...]
 """What goes with the arguments: what both ends agree upon."""
@@ -86,6 +88,7 @@ class Link:
         self._inbox = inbox
         self._begin = begin
         self._end = end
+        self._visiting = kernel.lock()
         self._lock = kernel.lock()
         self._numbers = 0  # guarded by _lock, as all below
         self._sent: dict[int, Request] = {}
@@ -110,9 +113,10 @@ class Link:
                 self._inlets[number] = _Inlet(
                     self._kernel, request.channel, partial(self._give_credit, number)
                 )
+        may_begin = request.attach(partial(self._interrupt, request, number))
         self.put((CALL, number, request.method, packed, extras))
-        if not request.attach(partial(self._interrupt, request, number)):
-            self._interrupt(request, number)
+        if not may_begin or (request.state is ANSWERED and number in self._sent):
+            self._interrupt(request, number)  # what was sent before the call is not heard
 
     def ask(self, verb: str, *args: Any) -> Any:
         """Have the other end do what is no request, and return what it returns. Blocks.
@@ -153,6 +157,7 @@ class Link:
         outcome = request.outcome
         has_expired = outcome is not None and isinstance(outcome.exception, RequestTimeoutError)
         self.put((EXPIRE if has_expired else CANCEL, number))
+        self._inbox.nudge()
 
     def _give_credit(self, number: int, count: int) -> None:
         self.put((CREDIT, number, count))
@@ -194,28 +199,56 @@ class Link:
 
     # ---- what has come
 
-    def next(self) -> tuple[Any, ...]:
-        """Wait for a message and take it. Blocks.
+    def next(self) -> tuple[Any, ...] | None:
+        """Wait for a message and take it; None where somebody else has taken it. Blocks.
 
         Several threads may wait. A call is noted in the same step, so that what concerns it, and was sent after it, finds
         it, whichever thread is quicker.
         """
         self._inbox.wait()
         with self._lock:
-            message: tuple[Any, ...] = self._inbox.take()
+            return self._note(self._inbox.take())
+
+    def _note(self, message: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if message is not None:
             if message[0] == CALL:
                 self._taken[message[1]] = None
-            elif message[0] in _OF_ANSWERS:
+            elif self._inlets and message[0] in _OF_ANSWERS:
                 self._answers.append(message)
+                return _IN_ORDER
         return message
+
+    def visit(self, see_to: Callable[[tuple[Any, ...]], object], is_enough: Callable[[], bool]) -> bool:
+        """Wait at the inbox until it is enough: True; False if somebody else does so already. Blocks.
+
+        Args:
+            see_to: Called with each message that comes meanwhile.
+            is_enough: Becomes true by a message, or by the end of a request that was sent.
+
+        Raises:
+            KeyboardInterrupt: It struck while the thread waited.
+        """
+        if not self._visiting.acquire(False):
+            return False
+        try:
+            self._inbox.visit(self._lock, self._note, see_to, is_enough)
+        finally:
+            self._visiting.release()
+        return True
+
+    def nudge(self) -> None:
+        """Have a visitor look whether it has what it came for."""
+        self._inbox.nudge()
 
     def receive(self, message: tuple[Any, ...]) -> None:
         """See to a message that ``next`` has returned, but for TELL and STOP, which are the reader's own."""
         kind = message[0]
         if kind == CALL:
             self._begin(message[1], message[2], message[3], message[4])
-        elif kind in _OF_ANSWERS:
+        elif kind == ANSWERS:
             self._work_off_answers()
+        elif kind in _OF_ANSWERS:  # no stream comes, so the order does not matter
+            self._returned(kind, message[1], message[2])
         else:
             self._notify(message)
 
@@ -412,7 +445,7 @@ class _Inlet:
             if is_due:
                 self._give(read)
                 return ()
-            if out < bound or not self._channel.wait_for_room(self):
+            if out < bound or not self._channel.wait_for_room(self) or self._channel.is_closed:
                 return ()
 
 
