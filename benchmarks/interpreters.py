@@ -16,7 +16,7 @@ from benchmarks.measure import Case, elapsed, latency
 from threadserve.concurrency.interpreters import is_offered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from benchmarks.measure import Run
 
@@ -59,7 +59,7 @@ def kinds() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def worker(replica_type: Any, replicas: int = 1, *, inline: bool = True) -> Iterator[Any]:
+def worker(replica_type: Any, replicas: int = 1, *, inline: bool = True) -> Generator[Any]:
     """Deploy the worker, one call at a time in each replica."""
     deployment = serve.deployment(
         Worker,

@@ -51,7 +51,7 @@ def test_what_many_put_is_taken_by_many_each_item_once() -> None:
     for taker in takers:
         taker.start()
     putters = [
-        threading.Thread(target=lambda start=start: [mailbox.put(start + n) for n in range(250)])  # type: ignore[misc]
+        threading.Thread(target=lambda start=start: [mailbox.put(start + n) for n in range(250)])
         for start in (0, 1000)
     ]
     for putter in putters:
