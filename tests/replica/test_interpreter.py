@@ -85,7 +85,7 @@ class TestWhatIsDeployed:
 def test_http_needs_an_ingress_on_threads() -> None:
     app = serve.deployment(Everything, replica_type="interpreter").bind()
 
-    with pytest.raises(NotSupportedError, match="'Everything'.*deployment on threads be the ingress"):
+    with pytest.raises(NotSupportedError, match=r"'Everything'.*deployment on threads be the ingress"):
         serve.run(app, route_prefix="/")
 
 
