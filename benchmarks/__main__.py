@@ -33,6 +33,7 @@ NAMES = (
     "streaming",
     "noisy_neighbour",
     "replica_scaling",
+    "interpreters",
     "outstanding",
     "cold_start",
     "simulator",

@@ -253,4 +253,4 @@ class Lazy:
     """Imports, when it is made, what a subinterpreter cannot load."""
 
     def __init__(self) -> None:
-        import faulthandler  # noqa: F401 # pyright: ignore[reportUnusedImport]
+        import faulthandler  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -82,6 +82,25 @@ class TestWhatIsDeployed:
         assert isinstance(caught.value.__cause__, NotSupportedError)
 
 
+def test_http_needs_an_ingress_on_threads() -> None:
+    app = serve.deployment(Everything, replica_type="interpreter").bind()
+
+    with pytest.raises(NotSupportedError, match=r"'Everything'.*deployment on threads be the ingress"):
+        serve.run(app, route_prefix="/")
+
+
+def test_the_status_says_where_the_code_runs() -> None:
+    inner = serve.deployment(Everything, name="Inner", replica_type="interpreter").bind()
+    with serve.running(serve.deployment(Everything, name="Outer").bind(other=inner), name="mixed") as handle:
+        assert handle.ask.remote("__call__", 1).result() == 1
+        deployments = serve.status().applications["mixed"].deployments
+
+        assert {name: each.replica_type for name, each in deployments.items()} == {
+            "Inner": "interpreter",
+            "Outer": "thread",
+        }
+
+
 class TestBuffers:
     @pytest.mark.parametrize("make", [bytearray, lambda data: memoryview(bytearray(data))])
     def test_that_are_large_are_shared(self, everything: Deployed, make: Any) -> None:

@@ -136,8 +136,13 @@ def _portrait(error: BaseException, seen: set[int]) -> Portrait:
         trace=list(_lines(error.__traceback__)),
         cause=cause,
         context=context,
+        members=[_portrait(member, seen) for member in _members(error)],
         is_quiet=error.__suppress_context__,
     )
+
+
+def _members(error: BaseException) -> tuple[BaseException, ...]:
+    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
 def _text(error: BaseException) -> str:
@@ -149,6 +154,8 @@ def _text(error: BaseException) -> str:
 
 def _whole(error: BaseException) -> bytes:
     """Return the pickled error; or, where its class does not allow that, what a new one can be made of."""
+    if isinstance(error, BaseExceptionGroup):  # its members travel by themselves
+        return pickle.dumps((type(error), (error.message,), vars(error)), 5)
     try:
         pickled = pickle.dumps(error, 5)
         twin = pickle.loads(pickled)
@@ -186,6 +193,9 @@ def _made(portrait: Portrait) -> BaseException:
             f"{portrait['kind']}: {portrait['text']} (it cannot leave its interpreter as itself: {whole})"
         )
     kind, args, attributes = whole
+    members = [_revived(member) for member in portrait["members"]]
+    if members:
+        args = (*args, members)
     error: BaseException = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(attributes)

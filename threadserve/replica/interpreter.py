@@ -265,6 +265,8 @@ class InterpreterReplica:
 
     def _done(self, request: Request, outcome: Outcome) -> None:
         request.context = None
+        if type(outcome) is Error and request.deadline != math.inf and self._kernel.now() >= request.deadline:
+            request.expire()  # the clock inside was quicker than the timer here
         self.on_done(request, outcome)
 
     # ---- what comes out of it

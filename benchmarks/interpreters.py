@@ -1,0 +1,175 @@
+"""What do replicas in interpreters of their own cost and bring, beside threads: per call, per byte, per core, per start?"""
+
+from __future__ import annotations
+
+import contextlib
+import sysconfig
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import threadserve as serve
+from benchmarks.measure import Case, elapsed, latency
+from threadserve.concurrency.interpreters import is_offered
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+
+    from benchmarks.measure import Run
+
+QUESTION = "What do replicas in interpreters of their own cost and bring, beside replicas on threads?"
+
+CALL = "a small call"
+BUFFER = "a buffer of 1 MB as argument"
+TREE = "a dict of 1,000 as argument"
+CPU = "pure-Python CPU work"
+BESIDE = "a trivial call to a thread replica"
+START = "start of a replica"
+QUIET = "on an idle machine"
+
+ON_THREADS = "threads"
+IN_INTERPRETERS = "interpreters"
+EXECUTOR = "ThreadPoolExecutor"
+MEGABYTE = 1 << 20
+
+
+class Worker:
+    """What is deployed, as either kind."""
+
+    def same(self, value: int) -> int:
+        return value
+
+    def length(self, value: Any) -> int:
+        return len(value)
+
+    def burn(self, turns: int) -> int:
+        total = 0
+        for number in range(turns):
+            total += number & 3
+        return total
+
+
+def kinds() -> dict[str, str]:
+    """Return the names of the kinds there are, and the replica_type of each."""
+    offered = {ON_THREADS: "thread"}
+    return offered | {IN_INTERPRETERS: "interpreter"} if is_offered() else offered
+
+
+@contextlib.contextmanager
+def worker(replica_type: Any, replicas: int = 1, *, inline: bool = True) -> Generator[Any]:
+    """Deploy the worker, one call at a time in each replica."""
+    deployment = serve.deployment(
+        Worker,
+        replica_type=replica_type,
+        num_replicas=replicas,
+        max_ongoing_requests=1,
+        inline=inline,
+    )
+    with serve.running(deployment.bind()) as handle:
+        yield handle
+
+
+def measure(run: Run) -> None:
+    if not is_offered():
+        run.note("this Python has no interpreters for replicas: they exist from CPython 3.14 on")
+    build = "free-threaded" if sysconfig.get_config_var("Py_GIL_DISABLED") else "with a GIL"
+    run.note(f"Python build: {build}")
+    with contextlib.ExitStack() as stack:
+        handles = {name: stack.enter_context(worker(kind)) for name, kind in kinds().items()}
+        pairs = {name: stack.enter_context(worker(kind, 2)) for name, kind in kinds().items()}
+        trivial = stack.enter_context(worker("thread", inline=False))
+        executor = stack.enter_context(ThreadPoolExecutor(1))
+        run.rounds(
+            [
+                *calls(handles, executor, run.effort.seconds),
+                *scaling(handles, pairs, run.effort.pick(200, 50_000, 200_000)),
+                *beside(trivial, run.effort.pick(0.002, 0.1, 0.5)),
+            ]
+        )
+    run.rounds([starting(name, kind) for name, kind in kinds().items()], run.effort.pick(0, 3, 5))
+
+
+def calls(handles: Mapping[str, Any], executor: ThreadPoolExecutor, seconds: float) -> Iterator[Case]:
+    """Yield what single calls cost."""
+    buffer = memoryview(bytearray(MEGABYTE))
+    tree = {str(number): number for number in range(1000)}
+    yield Case(CALL, EXECUTOR, partial(latency, partial(submitted, executor), seconds))
+    for name, handle in handles.items():
+        for subject, method, value in ((CALL, "same", 1), (BUFFER, "length", buffer), (TREE, "length", tree)):
+            bound = handle.options(method_name=method)
+            yield Case(subject, name, partial(latency, partial(fetched, bound, value), seconds))
+
+
+def submitted(executor: ThreadPoolExecutor) -> int:
+    """Have the executor do next to nothing, and wait."""
+    return executor.submit(abs, 1).result()
+
+
+def fetched(handle: Any, value: object) -> object:
+    """Call and wait."""
+    return handle.remote(value).result()
+
+
+def scaling(handles: Mapping[str, Any], pairs: Mapping[str, Any], turns: int) -> Iterator[Case]:
+    """Yield how much more two replicas do than one."""
+    for name, handle in handles.items():
+        yield Case(CPU, name, partial(speed_up, handle, pairs[name], turns))
+
+
+def speed_up(one: Any, two: Any, turns: int) -> dict[str, float]:
+    """Do two pieces of work in one replica and in two, by turns; the quicker of three counts."""
+
+    def both(handle: Any) -> None:
+        for response in [handle.burn.remote(turns) for _ in range(2)]:
+            response.result()
+
+    times = [(elapsed(partial(both, one)), elapsed(partial(both, two))) for _ in range(3)]
+    return {"speed-up": min(single for single, _ in times) / min(double for _, double in times)}
+
+
+def beside(trivial: Any, seconds: float) -> Iterator[Case]:
+    """Yield what a call that is handed to a thread costs while another replica keeps a core busy."""
+    yield Case(BESIDE, QUIET, partial(latency, lambda: trivial.same.remote(1).result(), seconds))
+    for name, kind in kinds().items():
+        yield Case(BESIDE, f"beside busy {name}", partial(latency_beside, trivial, kind, seconds))
+
+
+def latency_beside(trivial: Any, kind: str, seconds: float) -> dict[str, float]:
+    is_over = threading.Event()
+    with worker(kind, inline=False) as neighbour:
+
+        def keep_busy() -> None:
+            while not is_over.is_set():
+                neighbour.burn.remote(100_000).result()
+
+        thread = threading.Thread(target=keep_busy)
+        thread.start()
+        try:
+            return latency(lambda: trivial.same.remote(1).result(), seconds)
+        finally:
+            is_over.set()
+            thread.join()
+
+
+def starting(name: str, kind: str) -> Case:
+    """Measure how long one replica takes to start, and the memory that it keeps."""
+
+    def sample() -> dict[str, float]:
+        before, begin = resident(), time.perf_counter()
+        with worker(kind):
+            took = time.perf_counter() - begin
+            return {"time": took * 1e3, "memory each": max(0.0, resident() - before)}
+
+    return Case(START, name, sample)
+
+
+def resident() -> float:
+    """Return the memory of this process in KB; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0.0
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+    return float(line.split()[1])
