@@ -48,7 +48,7 @@ class House:
     def __init__(self) -> None:
         self.thread = LoopThread(RealKernel(), "test loop")
         self.do(nothing)
-        self.be()  # its own thread has come to rest
+        self.rest()
         self.wakes = 0
         write = self.loop._write_to_self
 
@@ -80,6 +80,11 @@ class House:
         assert done.wait(20)
         return found[0]
 
+    def rest(self) -> None:
+        """Wait until the loop's own thread sleeps."""
+        turn = self.gate._turn
+        wait_until(lambda: turn.acquire(False) and turn.release() is None)
+
     def be(self, fn: Callable[[], Any] = nothing, is_enough: Callable[[], bool] = never) -> Any:
         """Call `fn` as the loop, on this thread, once its own sleeps; and run what is ready until it is enough."""
         found: list[Any] = []
@@ -107,12 +112,13 @@ class TestAGuest:
         assert house.be(ask) == (house.loop, house.loop, threading.get_ident(), True)
 
     def test_leaves_everything_as_it_was_on_both_threads(self, house: House) -> None:
-        hooks = sys.get_asyncgen_hooks()
+        assert sys.get_asyncgen_hooks() == (None, None)
 
-        house.be()
+        hooks = house.be(sys.get_asyncgen_hooks)
 
+        assert hooks == house.do(sys.get_asyncgen_hooks) != (None, None)
+        assert sys.get_asyncgen_hooks() == (None, None)
         assert asyncio._get_running_loop() is None
-        assert sys.get_asyncgen_hooks() == hooks
         assert house.do(asyncio.get_running_loop) is house.loop
         assert house.loop._thread_id == house.ident
 
@@ -137,6 +143,7 @@ class TestAGuest:
         ran: list[str] = []
 
         def fill() -> None:
+            house.loop.set_exception_handler(lambda *_: ran.append("failed"))
             house.loop.call_soon(ran.append, "cancelled").cancel()
             house.loop.call_soon(ran.append, "run")
 
@@ -200,7 +207,8 @@ class TestAGuest:
 
         assert sys.get_coroutine_origin_tracking_depth() == depth
         wait_until(lambda: house.do(sys.get_coroutine_origin_tracking_depth) > depth)
-        for _ in range(50):
+        for _ in range(5):
+            house.rest()
             assert not house.thread.visit(never)
 
     def test_is_none_that_handles_an_exception_which_would_be_the_context_of_others(
@@ -209,7 +217,8 @@ class TestAGuest:
         try:
             raise KeyError("the guest's own affair")
         except KeyError:
-            for _ in range(50):
+            for _ in range(5):
+                house.rest()
                 assert not house.gate.visit(nothing, never)
 
         house.be()
@@ -220,6 +229,26 @@ class TestAGuest:
 
         assert not house.thread.visit(never)
         assert not house.gate.visit(nothing, never)
+
+    def test_may_be_there_while_the_loop_ends(self) -> None:
+        """It asked just before."""
+        house, kept = House(), list[Any]()
+        released = asyncio.Event()
+
+        async def tidy() -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await released.wait()
+
+        house.do(lambda: kept.append(house.loop.create_task(tidy())))
+        house.rest()
+        house.thread.stop(0)
+        wait_until(lambda: kept[0].cancelling() > 0)
+
+        house.be(released.set)
+
+        assert house.thread.stop(20)
 
     @pytest.mark.parametrize("kind", ["SelectSelector", "PollSelector"])
     def test_is_none_where_the_files_to_wait_for_cannot_change_during_the_wait(self, kind: str) -> None:
@@ -321,29 +350,34 @@ class TestWhatAGuestLeaves:
             assert came.wait(20)
             house.be(lambda: house.loop.remove_reader(near))
 
-    def test_a_file_that_it_removed_is_not_heard_of_again(self, house: House) -> None:
+    def test_a_file_that_changes_hands_is_heard_of_by_who_has_it_now(self, house: House) -> None:
         """The event had woken the loop's own thread, which waited for the guest to leave."""
         import socket
 
         near, far = socket.socketpair()
         heard: list[str] = []
         with near, far:
-            house.do(lambda: house.loop.add_reader(near, heard.append, "heard"))
+            house.do(lambda: house.loop.add_reader(near, heard.append, "by the former one"))
+            house.rest()
             selector, has_woken = house.gate._selector, threading.Event()
             house.gate._selector = Telling(selector, has_woken)
             house.do(nothing)
+            house.rest()
 
-            def remove() -> None:
+            def change() -> None:
                 has_woken.clear()
                 far.send(b"x")
                 assert has_woken.wait(20)
                 house.loop.remove_reader(near)
+                house.loop.add_reader(near, lambda: heard.append(near.recv(1).decode()))
 
-            house.be(remove)
-            house.do(nothing)
+            house.be(change)
+
+            wait_until(lambda: bool(heard))
+            house.be(lambda: house.loop.remove_reader(near))
             house.gate._selector = selector
 
-        assert heard == []
+        assert heard == ["x"]
 
 
 class Telling:

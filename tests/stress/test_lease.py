@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.doubles import Answers, assert_nothing_left, check_invariants, deployed, wait_until
+from tests.doubles import Answers, assert_nothing_left, check_invariants, deployed, request_behind, wait_until
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import (
     DeploymentUnavailableError,
@@ -454,6 +454,38 @@ def test_only_who_may_wait_for_ever_is_a_guest(
         assert ("caller" in callers_of(kernel, handle, wait)) is may_be
 
 
+@pytest.mark.parametrize(("timeout_s", "may_be"), [(None, True), (60.0, False)])
+def test_a_guest_brings_on_what_a_body_awaits_unless_that_has_a_deadline(
+    timeout_s: float | None, may_be: bool
+) -> None:
+    class Ingress:
+        async def __call__(self, stages: list[Any]) -> list[str]:
+            return [await stage.options(timeout_s=timeout_s).remote() for stage in stages]
+
+    def plain() -> str:
+        return threading.current_thread().name
+
+    names: list[set[str]] = [set(), set()]
+
+    def story(kernel: SimulatedKernel) -> None:
+        with (
+            deployed(kernel, plain, name="Plain") as stage,
+            deployed(kernel, Who, name="Who") as who,
+            deployed(kernel, Ingress) as ingress,
+        ):
+
+            def call() -> None:
+                for _ in range(3):
+                    found = ingress.handle.remote([stage.handle, who.handle]).result()
+                    for seen, name in zip(names, found, strict=True):
+                        seen.add(name)
+
+            kernel.spawn("caller", call).join()
+
+    explore(story, max(SEEDS // 10, 20))
+    assert ["caller" in seen for seen in names] == [may_be, may_be]
+
+
 def test_in_debug_mode_there_are_no_guests() -> None:
     class Debugged(Who):
         async def begin(self) -> None:
@@ -513,18 +545,23 @@ def test_cancel_from_outside_while_a_guest_runs(factory: str, caplog: pytest.Log
                     self.kernel.lock().acquire()  # somebody else may go on here
                     await asyncio.sleep(0.5)
                 ends.add("went on")
+                self.end = "went on"
             except asyncio.CancelledError:
                 ends.add("told")
                 raise
 
+        def deferring(self) -> Any:
+            return self.begin()
+
     def story(kernel: SimulatedKernel) -> None:
         with deployed(kernel, use(factory, Long), kernel) as deployment:
             set_up(deployment, factory)
-            response = deployment.handle.begin.remote()
+            name = kernel.random.choice(["begin", "deferring"])
+            response = deployment.handle.options(method_name=name).remote()
+            was_cancelled: list[bool] = []
 
             def wait() -> None:
-                with contextlib.suppress(RequestCancelledError):
-                    response.result()
+                was_cancelled.append(isinstance(response.exception(), RequestCancelledError))
 
             waiters = [kernel.spawn(f"caller {number}", wait) for number in range(2)]
             kernel.waiter().wait(kernel.random.choice([0, 0.5, 0.5, 5]))
@@ -532,6 +569,10 @@ def test_cancel_from_outside_while_a_guest_runs(factory: str, caplog: pytest.Log
             for waiter in waiters:
                 waiter.join()
             assert deployment.handle.shielded.remote().result() is None
+            kernel.waiter().wait(10)
+            bodies: Long = deployment.seats[0].replica.context.servable_object
+            assert was_cancelled == [not hasattr(bodies, "end")] * 2
+            assert request_behind(response).host is None
 
     with caplog.at_level(logging.ERROR):
         explore(story, SEEDS // 4)

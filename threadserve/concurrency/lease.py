@@ -88,7 +88,7 @@ class Gate:
         # The wake-up for what has just come may have been spent on what came before it. If something has, it may have
         # set a timer that `timeout` knows nothing of.
         has_worked = self._on_wake()
-        if has_worked or loop._ready or loop._stopping or (timeout is not None and timeout <= 0):
+        if has_worked or (timeout is not None and timeout <= 0):
             events: list[Any] = self._selector.select(0)
         else:
             guests = self._guests

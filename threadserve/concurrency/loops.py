@@ -188,9 +188,7 @@ class LoopThread:
         with self._lock:
             self.loop = loop
         try:
-            while (
-                not self._is_over
-            ):  # code of the user's may stop the loop as well: not the end of the others
+            while not self._is_over:  # else code of the user's has stopped it: not the end of the others
                 try:
                     loop.run_forever()
                 except (SystemExit, KeyboardInterrupt):  # from a task of the user's
