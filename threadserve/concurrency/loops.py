@@ -290,7 +290,10 @@ def may_time_out(runner: object, is_kin: Callable[[Context], bool]) -> bool:
     if timers is None or ready is None:
         return True
     # In the order in which a timer goes: it is scheduled, then ready, then it has rung. Each look copies in one step.
-    pending = [*timers.copy(), *ready.copy()]
+    try:
+        pending = [*timers.copy(), *ready.copy()]
+    except RuntimeError:  # a build without the GIL, whose deques do not copy in one step
+        return True
     if getattr(runner, "cancelling", int)():
         return True
     return any(not handle.cancelled() and _concerns(handle, runner, is_kin) for handle in pending)
