@@ -33,6 +33,7 @@ from tests.doubles import (
     unattended,
     wait_until,
 )
+from threadserve import futures
 from threadserve.call.blocking import DEPTH
 from threadserve.call.request import QUEUED, RUNNING
 from threadserve.concurrency.outcome import Value
@@ -645,6 +646,54 @@ class TestNobodyHelps:
                 assert not theirs.done()
 
         late(story, of="other")
+
+
+class TestASuspendedBody:
+    """What a coroutine awaits is helped where nothing else can let it go on; real threads, for a real loop is lent."""
+
+    @pytest.mark.parametrize("way", ["the first of several", "with a timeout"])
+    def test_that_may_go_on_otherwise_is_not_helped(self, way: str) -> None:
+        helpers: list[int] = []
+
+        class Asking:
+            async def __call__(self) -> str:
+                let_on = threading.Event()
+                slow = doer.handle.do.remote(lambda: (helpers.append(ident()), let_on.wait(2)))
+                fast = doer.handle.do.remote(ident)
+                try:
+                    if way == "with a timeout":
+                        async with asyncio.timeout(0.01):
+                            await slow
+                    async for first in futures.as_completed([slow, fast]):
+                        await first
+                        break
+                except TimeoutError:
+                    pass
+                finally:
+                    let_on.set()
+                return "went on"
+
+        kernel = LateWorkers()
+        with deployed(kernel, Asking, name="asking") as asking, unattended(kernel, Doer) as doer:
+            kernel.call_at(kernel.now() + 0.05, kernel.let_workers_come)
+            for _ in range(10):  # the first may come before the loop sleeps
+                assert asking.handle.remote().result() == "went on"
+
+        assert get_ident() not in helpers
+
+    def test_that_awaits_one_call_after_the_other_is_helped(self) -> None:
+        """So that the test above can tell."""
+
+        class Asking:
+            async def __call__(self) -> list[int]:
+                return [await doer.handle.do.remote(ident) for _ in range(2)]
+
+        kernel = LateWorkers()
+        with deployed(kernel, Asking, name="asking") as asking, unattended(kernel, Doer) as doer:
+            kernel.call_at(kernel.now() + 0.5, kernel.let_workers_come)
+            threads = [asking.handle.remote().result() for _ in range(10)]
+
+        assert [get_ident()] * 2 in threads
 
 
 # ---- what a body and its caller can tell

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import threadserve as serve
+from tests.doubles import LateSimulation
 from tests.runtime.test_deadlock import Actor, Stage
 from threadserve import futures
 from threadserve.call.request import ANSWERED, Request
@@ -105,6 +106,11 @@ class Program:
     replicas: tuple[int, ...]
     roots: tuple[Step, ...]
     seed: int
+    is_late: bool
+    """Whether workers come late, so that whoever waits runs what it waits for."""
+
+    def kernel(self) -> SimulatedKernel:
+        return LateSimulation(self.seed) if self.is_late else SimulatedKernel(self.seed)
 
 
 def programs(waits: Sequence[str]) -> st.SearchStrategy[Program]:
@@ -116,6 +122,7 @@ def programs(waits: Sequence[str]) -> st.SearchStrategy[Program]:
         replicas=st.lists(st.sampled_from([1, 1, 1, 1, 2]), min_size=3, max_size=3).map(tuple),
         roots=st.lists(root, min_size=1, max_size=4).map(tuple),
         seed=st.integers(0, 10_000),
+        is_late=st.booleans(),
     )
 
 
@@ -134,6 +141,8 @@ class Play:
             for name, slots, replicas in zip(DEPLOYMENTS, program.slots, program.replicas, strict=True)
         }
         self.roots = program.roots
+        if isinstance(kernel, LateSimulation):
+            kernel.call_at(0.05, kernel.let_workers_come)
 
     def run(self) -> None:
         for answer in [self.call(root, ()) for root in self.roots]:
@@ -240,7 +249,7 @@ class Verdict:
 def watch_without_acting(program: Program) -> Verdict:
     """Play with a watch that only finds; after its first finding nobody looks any more."""
     verdict = Verdict()
-    kernel = SimulatedKernel(program.seed)
+    kernel = program.kernel()
 
     def run() -> None:
         play = Play(kernel, program)
@@ -273,7 +282,7 @@ def watch_without_acting(program: Program) -> Verdict:
 
 def watch_and_act(program: Program) -> int:
     """Play with the real watch to the end, and return how many errors there were."""
-    kernel = SimulatedKernel(program.seed)
+    kernel = program.kernel()
     deadlocks: list[int] = []
 
     def run() -> None:

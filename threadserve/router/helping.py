@@ -25,7 +25,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from threadserve.call.request import ANSWERED, QUEUED, RUNNING
+from threadserve.call.request import ANSWERED, CURRENT, QUEUED, RUNNING
+from threadserve.concurrency.loops import may_time_out
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident, is_main_thread
 from threadserve.router.arguments import unanswered
@@ -75,12 +76,20 @@ def help_along(request: Request, waiting: Request | None) -> None:
 
 
 def _needs(request: Request, seen: set[Request]) -> Iterator[Request]:
-    """Iterate over the calls whose answers a suspended body waits for, less those `seen`: they may stand in a circle."""
+    """Iterate over the call whose answer alone lets a suspended body go on, unless it is `seen`: they may stand in a circle.
+
+    Of several any may do so, and while one of them ran here, the body would have gone on with another. The same is true
+    of a timer of the body's own.
+    """
     wait = request.wait
-    for need in () if wait is None else wait.needs:
-        if need.state is not ANSWERED and need not in seen:
-            seen.add(need)
-            yield need
+    if wait is None or len(wait.needs) != 1:
+        return
+    (need,) = wait.needs
+    if need.state is ANSWERED or need in seen:
+        return
+    if not may_time_out(request.runner, lambda context: context.get(CURRENT) is request):
+        seen.add(need)
+        yield need
 
 
 def run_claimed(
