@@ -509,7 +509,10 @@ class TestABodyThatMakesCalls:
     @pytest.mark.parametrize(
         ("inline", "moment"), [(False, 3), (True, 10)], ids=["on other threads", "on its own"]
     )
-    def test_learns_of_its_cancellation_at_its_wait(self, inline: bool, moment: float) -> None:
+    def test_learns_of_its_cancellation_at_its_wait(
+        self, inline: bool, moment: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.undo()  # whatever THREADSERVE_INLINE says: here both ways are told
         kernel = SimulatedKernel()
         seen: list[str] = []
 

@@ -211,18 +211,6 @@ class TestAGuest:
             house.rest()
             assert not house.thread.visit(never)
 
-    def test_is_none_that_handles_an_exception_which_would_be_the_context_of_others(
-        self, house: House
-    ) -> None:
-        try:
-            raise KeyError("the guest's own affair")
-        except KeyError:
-            for _ in range(5):
-                house.rest()
-                assert not house.gate.visit(nothing, never)
-
-        house.be()
-
     def test_is_none_once_the_loop_is_to_stop(self) -> None:
         house = House()
         house.thread.stop(20)

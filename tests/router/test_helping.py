@@ -482,6 +482,18 @@ def in_an_event_loop(handle: DeploymentHandle[Any]) -> Any:
         loop.close()
 
 
+def in_an_except_block(handle: DeploymentHandle[Any]) -> Any:
+    """What the body raises would get the exception of the block as its context."""
+    try:
+        raise OSError("the caller's own")
+    except OSError:
+        for do in (handle.do, handle.ado):
+            error = do.remote(fail).exception()
+            assert isinstance(error, KeyError)
+            assert error.__context__ is None
+        return [do.remote(ident).result() for do in (handle.do, handle.ado)]
+
+
 NEVER: list[Callable[[DeploymentHandle[Any]], Any]] = [
     with_a_timeout_of_the_wait,
     with_a_timeout_of_the_question,
@@ -495,6 +507,7 @@ NEVER: list[Callable[[DeploymentHandle[Any]], Any]] = [
     of_a_coroutine_function,
     of_a_stream,
     in_an_event_loop,
+    in_an_except_block,
 ]
 
 

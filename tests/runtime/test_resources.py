@@ -259,7 +259,7 @@ class TestCheck:
 
         machine.check(EMBED, demand(**options), replicas)
 
-        made = machine.reserve_all(EMBED, demand(**options), replicas)
+        made = machine.reserve_together([Ask(EMBED, demand(**options), replicas)])
         assert made is not None
         assert len(made) == replicas
 
@@ -354,11 +354,11 @@ class TestReserving:
         first = reserved(machine, demand(num_cpus=2), RANK)
         before = machine.statistics()
 
-        assert machine.reserve_all(EMBED, demand(num_cpus=1), 3) is None
+        assert machine.reserve_together([Ask(EMBED, demand(num_cpus=1), 3)]) is None
         assert machine.statistics() == before
 
         first.release()
-        made = machine.reserve_all(EMBED, demand(num_cpus=1), 3)
+        made = machine.reserve_together([Ask(EMBED, demand(num_cpus=1), 3)])
         assert made is not None
         assert [each.deployment for each in made] == [EMBED] * 3
 
@@ -695,7 +695,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def reserve_all(self, wanted: Demand, count: int) -> Any:
         before = self.ledger.statistics()
         try:
-            made = self.ledger.reserve_all(EMBED, wanted, count)
+            made = self.ledger.reserve_together([Ask(EMBED, wanted, count)])
         except ResourceError:
             made = None
         if made is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from threadserve.call.blocking import check_cancelled_async, wait_for_async
 from threadserve.call.request import ANSWERED, RUNNING, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import concurrent.futures
+    from collections.abc import Callable, Generator, Iterable
 
     from threadserve.concurrency.future import CallFuture
     from threadserve.concurrency.outcome import Outcome
@@ -32,6 +34,25 @@ class Answer(Generic[R_co]):
     def done(self) -> bool:
         """Whether there is an answer. Never blocks."""
         return self._request.state is ANSWERED
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        if self._request.state is not ANSWERED:
+            yield from wait_for_async(self._request).__await__()
+        check_cancelled_async()
+        request = self._request
+        del self  # as in Request.unwrap
+        try:
+            return cast("R_co", request.unwrap())
+        finally:
+            del request
+
+    @property
+    def future(self) -> concurrent.futures.Future[R_co]:
+        """A ``concurrent.futures.Future`` for the same answer, made when first asked for, always the same one.
+
+        Its ``cancel`` has the Future's meaning: it succeeds only while the body has not begun.
+        """
+        return cast("concurrent.futures.Future[R_co]", mirror(self._request))
 
 
 def request_of(answer: Answer[Any]) -> Request:

@@ -9,6 +9,7 @@ those without a timeout or a deadline; all others can end by themselves.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_cancelled, current_request
@@ -122,6 +123,7 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
             timeout is None
             and request.deadline == _INF
             and (waiting is None or (waiting.deadline == _INF and waiting.depth < DEPTH))
+            and sys.exception() is None  # else what the body raises would get that as its context
         ):
             try:
                 request.router.help(request, waiting)

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import weakref
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from uuid import uuid4
 
-from threadserve.call.answer import Answer, mirror
-from threadserve.call.blocking import check_cancelled_async, wait_for_async
+from threadserve.call.answer import Answer
 from threadserve.call.directory import Unmanned
-from threadserve.call.request import ANSWERED, Request
+from threadserve.call.request import Request
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import ArgumentError, ServeError
 
 if TYPE_CHECKING:
-    import concurrent.futures
-    from collections.abc import AsyncIterator, Generator, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from threadserve.concurrency.kernel import Kernel, Lock
 
@@ -53,25 +51,6 @@ class ObjectRef(Answer[R_co]):
 
     def __hash__(self) -> int:
         return hash(self._request)
-
-    def __await__(self) -> Generator[Any, None, R_co]:
-        if self._request.state is not ANSWERED:
-            yield from wait_for_async(self._request).__await__()
-        check_cancelled_async()
-        request = self._request
-        del self  # as in Request.unwrap
-        try:
-            return cast("R_co", request.unwrap())
-        finally:
-            del request
-
-    @property
-    def future(self) -> concurrent.futures.Future[R_co]:
-        """A ``concurrent.futures.Future`` for the same value, made when first asked for, always the same one.
-
-        Its ``cancel`` has the Future's meaning: it succeeds only while the body has not begun.
-        """
-        return cast("concurrent.futures.Future[R_co]", mirror(self._request))
 
     def hex(self) -> str:
         """Return the id of what this refers to: the same for equal refs, in this process."""

@@ -6,16 +6,14 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, cast
 
-from threadserve.call.answer import Answer, Callback, describe, mirror, request_of
-from threadserve.call.blocking import check_cancelled_async, wait_for, wait_for_async
-from threadserve.call.request import ANSWERED
+from threadserve.call.answer import Answer, Callback, describe, request_of
+from threadserve.call.blocking import wait_for
 from threadserve.concurrency.interrupts import is_our_code_interrupted
 from threadserve.concurrency.outcome import Value
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
-    import concurrent.futures
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     from threadserve.call.objectref import ObjectRef
     from threadserve.call.request import Request
@@ -100,17 +98,6 @@ class DeploymentResponse(Answer[R_co]):
         outcome = cast("Outcome", self._request.outcome)
         return outcome.exception
 
-    def __await__(self) -> Generator[Any, None, R_co]:
-        if self._request.state is not ANSWERED:
-            yield from wait_for_async(self._request).__await__()
-        check_cancelled_async()
-        request = self._request
-        del self  # as in Request.unwrap
-        try:
-            return cast("R_co", request.unwrap())
-        finally:
-            del request
-
     def cancel(self) -> None:
         """Cancel the request, and with it all that it has called; nothing happens if it is answered already.
 
@@ -137,14 +124,6 @@ class DeploymentResponse(Answer[R_co]):
         callback = Callback(self._request, lambda: fn(self))
         if not self._request.subscribe(callback):
             callback.call()
-
-    @property
-    def future(self) -> concurrent.futures.Future[R_co]:
-        """A ``concurrent.futures.Future`` for the same answer, made when first asked for, always the same one.
-
-        Its ``cancel`` has the Future's meaning: it succeeds only while the body has not begun.
-        """
-        return cast("concurrent.futures.Future[R_co]", mirror(self._request))
 
     @property
     def _condition(self) -> NoReturn:

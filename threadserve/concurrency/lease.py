@@ -9,8 +9,7 @@ What code on the loop can notice is the thread: some of its steps run on a calle
 deployment allows it, as with other bodies (``router/helping.py``).
 
 Some names of asyncio's that are not public are needed (``_NEEDED``); on a loop without them, in debug mode, and
-with a selector that cannot be changed while somebody waits on it, there are no guests. Neither is a thread one that
-handles an exception: what others raise meanwhile would get that as its context.
+with a selector that cannot be changed while somebody waits on it, there are no guests.
 """
 
 from __future__ import annotations
@@ -104,7 +103,9 @@ class Gate:
         return events
 
     def visit(self, first: Callable[[], object], is_enough: Callable[[], bool]) -> bool:
-        """Be the loop until nothing is ready, or it is enough: True; False if somebody else is it. Any plain thread.
+        """Be the loop until nothing is ready, or it is enough: True; False if somebody else is it.
+
+        For any plain thread that does not handle an exception: what is raised meanwhile would get that as its context.
 
         Args:
             first: Called as the loop before anything else.
@@ -114,7 +115,7 @@ class Gate:
             KeyboardInterrupt: It struck while the user's code ran.
         """
         loop = self._loop
-        if loop._debug or sys.exception() is not None or not self._turn.acquire(False):
+        if loop._debug or not self._turn.acquire(False):
             return False
         enter = sys.modules["asyncio.events"]._set_running_loop
         hooks = sys.get_asyncgen_hooks()

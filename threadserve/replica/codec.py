@@ -162,7 +162,7 @@ def _whole(error: BaseException) -> bytes:
         if type(twin) is type(error) and twin.args == error.args:
             return pickled
     except Exception:
-        pass
+        pass  # its class does not allow it, and is no reason to lose what it was raised with
     try:
         return pickle.dumps((type(error), error.args, vars(error)), 5)
     except Exception as failure:

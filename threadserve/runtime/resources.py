@@ -238,12 +238,6 @@ class Ledger:
         made = self.reserve_together([Ask(deployment, demand, 1)], subscriber)
         return made[0] if made else None
 
-    def reserve_all(
-        self, deployment: str, demand: Demand, count: int, subscriber: Subscriber | None = None
-    ) -> list[Reservation] | None:
-        """Reserve for `count` replicas, or for none of them and return None; see ``reserve_together``."""
-        return self.reserve_together([Ask(deployment, demand, count)], subscriber)
-
     def reserve_together(
         self, asks: Sequence[Ask], subscriber: Subscriber | None = None, *, goes_first: bool = False
     ) -> list[Reservation] | None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ __all__ = ["Crash", "DroppedStream", "Failure", "Fault", "Latency", "Refusal", "
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(ABC):
     """What befalls the calls of one deployment, or some of them; see the module. Raises ConfigError for what cannot be."""
 
     deployment: str
@@ -73,9 +74,9 @@ class Fault:
             return False
         return self.probability == 1 or chance() < self.probability
 
+    @abstractmethod
     def afflict(self, visit: FaultyVisit) -> None:
         """Have it come over one call."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
