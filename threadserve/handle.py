@@ -12,7 +12,7 @@ from threadserve.call.request import CURRENT, Request
 from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.concurrency.channel import Channel
-from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.threads import get_ident, is_stack_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -103,6 +103,9 @@ class DeploymentHandle(Generic[T_co]):
         Responses among the arguments are replaced by their values before the body runs; the call waits for
         them without holding a thread, a slot or a place in the queue. Never blocks. Safe from any thread. After
         the app was deleted the response fails with DeploymentUnavailableError.
+
+        Raises:
+            RecursionError: So little of the stack is left that the call could not be seen through; nothing was sent.
         """
         return self._call(args, kwargs)
 
@@ -205,6 +208,10 @@ class DeploymentHandle(Generic[T_co]):
         adapter: Adapter | None = None,
     ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
         router = self._router
+        if is_stack_full():
+            raise RecursionError(
+                f"the stack has no room left for a call of {router.name}.{self._method_name}"
+            )
         if type(router) is directory.Absent:  # unpickled before the app was run: it may run by now
             router = self._router = directory.find(router.app, router.deployment) or router
         parent, bound, context = CURRENT.get(), BOUND.get(), copy_context()
@@ -212,19 +219,20 @@ class DeploymentHandle(Generic[T_co]):
             context.run(BOUND.set, _INF)  # the body inherits what is left through its request
         if parent is not None and request_id is None:
             request_id = parent.request_id
+        channel = Channel(router.kernel, router.stream_buffer_size) if self._stream else None
         request = Request(
             router,
             self._method_name,
             args,
             kwargs or _NO_KWARGS,
-            context=context,
-            caller=get_ident(),
-            request_id=request_id,
-            model_id=self._model_id,
+            context,
+            get_ident(),
+            request_id,
+            channel,
+            adapter,
         )
-        if self._stream:
-            request.channel = Channel(router.kernel, router.stream_buffer_size)
-            request.adapter = adapter
+        if self._model_id:
+            request.model_id = self._model_id
         if parent is not None or self._timeout_s is not None or bound != _INF:
             if parent is not None and parent.is_over:
                 parent = None

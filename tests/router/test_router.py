@@ -564,7 +564,7 @@ class TestDraining:
         replica.end(request_behind(stuck), Value("late"))
         replica.end(request_behind(cancelled), Value("late"))
         assert isinstance(stuck.exception(), ReplicaDiedError)
-        assert seat.ongoing == 0
+        assert not seat.running
 
 
 class TestClosing:

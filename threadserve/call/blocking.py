@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_cancelled, current_request
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.outcome import Error
-from threadserve.concurrency.threads import forget_ours, get_ident
+from threadserve.concurrency.threads import forget_ours, get_ident, is_stack_full
 from threadserve.concurrency.waiter import ThreadWaiter
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
             and request.deadline == _INF
             and (waiting is None or (waiting.deadline == _INF and waiting.depth < DEPTH))
             and sys.exception() is None  # else what the body raises would get that as its context
+            and not is_stack_full()
         ):
             try:
                 request.router.help(request, waiting)

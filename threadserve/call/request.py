@@ -29,6 +29,7 @@ from threadserve.errors import (
     Cancelled,
     DeploymentUnavailableError,
     RequestCancelledError,
+    RequestError,
     RequestTimeoutError,
 )
 
@@ -63,6 +64,8 @@ class State(enum.Enum):
 
 
 WAITING, QUEUED, RUNNING, ANSWERED = State.WAITING, State.QUEUED, State.RUNNING, State.ANSWERED
+
+_INF = math.inf
 
 CURRENT: ContextVar[Request | None] = ContextVar("threadserve_request", default=None)
 """The request whose body this context belongs to."""
@@ -177,12 +180,16 @@ class Request:
         "__dict__",
         "__weakref__",
         "_children",
+        "_has_ties",
         "_id",
         "_parent",
         "_subscribers",
+        "adapter",
         "args",
         "caller",
+        "channel",
         "context",
+        "deadline",
         "depth",
         "is_over",
         "kwargs",
@@ -194,12 +201,9 @@ class Request:
     )
 
     model_id = ""
-    channel: Channel | None = None
-    adapter: Adapter | None = None
     created: float | None = None
     admitted: float | None = None
     started: float | None = None
-    deadline = math.inf
     was_cancelled = False  # this and all below: guarded by router.lock
     future: CallFuture | None = None
     wait: Wait | None = None
@@ -215,11 +219,9 @@ class Request:
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
         context: Context,
         caller: int = 0,
         request_id: str | None = None,
-        model_id: str = "",
         channel: Channel | None = None,
         adapter: Adapter | None = None,
     ) -> None:
@@ -229,8 +231,11 @@ class Request:
         self.kwargs: dict[str, Any] | None = kwargs
         self.context: Context | None = context
         self.caller = caller
-        self._id = request_id
+        self.channel = channel
+        self.adapter = adapter
+        self.deadline = _INF
         self.depth = 0
+        self._id = request_id
         self.state = WAITING  # this and all below: guarded by router.lock
         self.outcome: Outcome | None = None
         self.is_over = False
@@ -238,12 +243,8 @@ class Request:
         self._subscribers: dict[Subscriber, None] | None = None
         self._parent: Request | None = None
         self._children: dict[Request, None] | None = None
-        if model_id:
-            self.model_id = model_id
-        if channel is not None:
-            self.channel = channel
-        if adapter is not None:
-            self.adapter = adapter
+        # Whether it has, or had, a channel, a parent, children, a timer, a host or somebody to interrupt.
+        self._has_ties = channel is not None
 
     @property
     def request_id(self) -> str:
@@ -266,11 +267,11 @@ class Request:
             timeout_s: Seconds, relative to now.
             bound: A deadline that the code has set for all its calls; ``math.inf`` for none.
         """
-        inherited = own = math.inf
-        if timeout_s is not None or bound != math.inf or (parent is not None and parent.deadline != math.inf):
+        inherited = own = _INF
+        if timeout_s is not None or bound != _INF or (parent is not None and parent.deadline != _INF):
             self.created = self.router.kernel.now()
-            own = math.inf if timeout_s is None else self.created + timeout_s
-            if timeout_s != math.inf:
+            own = _INF if timeout_s is None else self.created + timeout_s
+            if timeout_s != _INF:
                 own = min(own, bound)
                 inherited = math.inf if parent is None else parent.deadline
             self.deadline = min(own, inherited)
@@ -282,7 +283,8 @@ class Request:
 
     def _set_alarm(self) -> None:
         """Have the deadline kept, where nobody above does it."""
-        if self.deadline != math.inf:
+        if self.deadline != _INF:
+            self._has_ties = True
             try:
                 timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
             except RuntimeError as error:  # there is no thread for timers
@@ -298,8 +300,10 @@ class Request:
                 return False
             if self._children is None:
                 self._children = {}
+                self._has_ties = True
             self._children[child] = None
             child._parent = self
+            child._has_ties = True
         return True
 
     def _disown(self, child: Request) -> None:
@@ -326,24 +330,17 @@ class Request:
         if self._subscribers is not None:
             news.extend(self._subscribers)
             self._subscribers = None
-        if (
-            self._timer is not None
-            or self._parent is not None
-            or self._children is not None
-            or self._interrupt is not None
-            or self.channel is not None
-            or was is not RUNNING
-        ):
+        if self._has_ties or was is not RUNNING:
             news.append(_Aftermath(self, has_returned=was is RUNNING and self.is_over))
         return news
 
-    def end(self, outcome: Outcome) -> list[Subscriber]:
+    def end(self, outcome: Outcome) -> Sequence[Subscriber]:
         """Settle after the body has returned, with the router's lock held; the answer may have been given before."""
         self.is_over = True
         self.runner = None  # a task holds the context that holds this request
-        if self._interrupt is not None or self.host is not None:
+        if self._has_ties and (self._interrupt is not None or self.host is not None):
             self._interrupt = self.host = None
-        return self.settle(outcome) or []
+        return self.settle(outcome) or ()
 
     def answer(self, outcome: Outcome) -> bool:
         """Make `outcome` the answer and tell everybody; False when there is an answer already.
@@ -407,22 +404,16 @@ class Request:
         )
 
     def cancellation(self) -> Error:
-        return Error(
-            RequestCancelledError(
-                f"request {self.request_id} to {self.router.name}.{self.method} was cancelled",
-                deployment=self.router.name,
-                request_id=self.request_id,
-            )
-        )
+        """Return what a request is answered with when it has been cancelled."""
+        return self._refusal(RequestCancelledError, "was cancelled")
 
     def _unbounded(self, error: RuntimeError) -> Error:
-        return Error(
-            DeploymentUnavailableError(
-                f"request {self.request_id} to {self.router.name}.{self.method} has a deadline that cannot be kept: {error}",
-                deployment=self.router.name,
-                request_id=self.request_id,
-            )
-        )
+        return self._refusal(DeploymentUnavailableError, f"has a deadline that cannot be kept: {error}")
+
+    def _refusal(self, kind: type[RequestError], what: str) -> Error:
+        name, request_id = self.router.name, self.request_id
+        text = f"request {request_id} to {name}.{self.method} {what}"
+        return Error(kind(text, deployment=name, request_id=request_id))
 
     # ---- the body
 
@@ -432,7 +423,13 @@ class Request:
             if self.state is ANSWERED:
                 return False
             self._interrupt = interrupt
+            self._has_ties = True
         return True
+
+    def move_to(self, host: Host) -> None:
+        """Note that the body goes on at `host`, which a thread that waits may visit."""
+        self._has_ties = True
+        self.host = host
 
     @property
     def is_root(self) -> bool:

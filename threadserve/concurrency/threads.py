@@ -26,6 +26,7 @@ __all__ = [
     "get_ident",
     "is_current",
     "is_main_thread",
+    "is_stack_full",
     "stack_of_thread",
     "stack_text",
     "start_thread",
@@ -112,6 +113,29 @@ def is_current(thread: Thread) -> bool:
 def is_main_thread() -> bool:
     """Whether this is the thread that gets Ctrl-C."""
     return threading.current_thread() is threading.main_thread()
+
+
+_ROOM = 26
+"""Frames that the deepest road through our own code takes, a thread or an event loop that it starts included."""
+
+if sys.version_info >= (3, 12):
+
+    def is_stack_full() -> bool:
+        """Whether RecursionError would strike in the middle of what we do, rather than before it. Never blocks."""
+        return sys._getframemodulename(sys.getrecursionlimit() - _ROOM) is not None
+
+else:
+    _nested: Any = int
+    for _ in range(_ROOM):
+        _nested = (_nested,)
+
+    def is_stack_full() -> bool:
+        """Whether RecursionError would strike in the middle of what we do, rather than before it. Never blocks."""
+        try:
+            isinstance(None, _nested)  # each level counts as a frame does, at a tenth of the cost
+        except RecursionError:
+            return True
+        return False
 
 
 def stack_of_thread(ident: int, border: CodeType | None = None, above: int = 0) -> str:

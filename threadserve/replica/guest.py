@@ -213,9 +213,9 @@ class Guest:
             {},
             context=Context(),
             request_id=request_id,
-            model_id=model_id,
             channel=cast("Channel", self.link.outlet(number, credit)) if credit else None,
         )
+        request.model_id = model_id
         request.state = RUNNING
         request.deadline = deadline
         self.link.take(number, request)

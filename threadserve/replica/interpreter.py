@@ -260,7 +260,7 @@ class InterpreterReplica:
             self.on_done(request, Error(untransportable("an argument", error)))
             return
         credit = 0.0 if channel is None else channel.bound
-        request.host = self
+        request.move_to(self)
         link.send(request, packed, (request.request_id, request.model_id, deadline, credit, variables))
 
     def _done(self, request: Request, outcome: Outcome) -> None:
@@ -330,9 +330,9 @@ class InterpreterReplica:
             context=context,
             caller=get_ident(),
             request_id=request_id,
-            model_id=model_id,
             channel=cast("Channel", link.outlet(number, credit)) if credit else None,
         )
+        request.model_id = model_id
         link.take(number, request)
         try:
             request.args, request.kwargs = unpack_call(packed)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncIterator
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -182,7 +182,7 @@ class ThreadReplica:
         if context is None:  # answered between claim and start
             return Value(None)
         try:
-            return context.run(self._run, request, context)
+            return context.run(self._run, request)
         finally:
             # The user's frames, which an exception keeps, lead back to these: without the request in them there is no
             # cycle of request, outcome, exception, traceback and frame. The same further down.
@@ -193,7 +193,7 @@ class ThreadReplica:
         context, request.context = request.context, None
         self._post(request, context or Context())
 
-    def _run(self, request: Request, context: Context) -> Outcome | None:
+    def _run(self, request: Request) -> Outcome | None:
         try:
             CURRENT.set(request)
             REPLICA.set(self.context)
@@ -202,21 +202,21 @@ class ThreadReplica:
             if request.channel is None and type(result) not in NO_RESULT:
                 return Value(result)
             if inspect.iscoroutine(result):
-                self._post(request, context.copy(), result)
+                self._post(request, copy_context(), result)
                 return None
             if request.channel is None:
                 check_result(request, result)
                 return Value(result)
             check_stream(request, result)
             if isinstance(result, AsyncIterator) and not hasattr(result, "__next__"):
-                self._post(request, context.copy(), result)
+                self._post(request, copy_context(), result)
                 return None
             self._drain(request, cast("Iterator[Any]", result))
             return Value(None)
         except BaseException as error:
             return self._failure(request, error)
         finally:
-            del request, context
+            del request
 
     def _begin(self, request: Request) -> Any:
         """Call the user's callable. The request lets go of the arguments: from here they are the body's."""
@@ -227,8 +227,9 @@ class ThreadReplica:
         if request.state is ANSWERED:
             raise Cancelled("the request was cancelled or had expired before the body began")
         fn = self._target.lookup(request)
-        args, kwargs, adapter = request.args or (), request.kwargs or {}, request.adapter
+        args, kwargs = request.args or (), request.kwargs or {}
         request.args = request.kwargs = None
+        adapter = request.adapter
         if adapter is None:
             del request
             return fn(*args, **kwargs)
@@ -325,7 +326,7 @@ class ThreadReplica:
 
     def _post(self, request: Request, context: Context, rest: Any = None) -> None:
         """Have the loop conduct `request`; `rest` is what the call has returned, where it has been made."""
-        request.host = self._loop
+        request.move_to(self._loop)
         try:
             if self._loop.submit(lambda: self._start(request, context, rest)):
                 return

@@ -15,9 +15,9 @@ from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Inputs", "count_inputs", "unanswered"]
+__all__ = ["Inputs", "LoneInput", "count_inputs", "lone_input", "watch_inputs"]
 
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 _LOOK_DEPTH = 2
@@ -51,11 +51,32 @@ def _is_input(request: Request, value: Any) -> bool:
     return is_future(value)
 
 
-def unanswered(request: Request) -> Iterator[Request]:
-    """Iterate over the calls whose answers `request` waits for, as of when each is looked at."""
+def lone_input(request: Request) -> Request | None:
+    """Return the one call whose answer `request` waits for; None where there are several, or a plain future, or none."""
+    found: Request | None = None
     for value in _arguments(request):
-        if isinstance(value, Answer) and request_of(value).state is not ANSWERED:
-            yield request_of(value)
+        if type(value) in _PLAIN:
+            continue
+        if isinstance(value, Answer):
+            upstream = request_of(value)
+            if upstream.state is not ANSWERED and upstream is not found:
+                if found is not None:
+                    return None
+                found = upstream
+        elif is_future(value) and not value.done():
+            return None
+    return found
+
+
+def watch_inputs(
+    request: Request, count: int, admit: Callable[[Request, Subscriber], Iterable[Subscriber]]
+) -> Inputs | LoneInput:
+    """Make what waits for the `count` inputs of `request`, and then admits it."""
+    if count == 1:
+        for value in _arguments(request):
+            if isinstance(value, Answer):
+                return LoneInput(request, request_of(value), admit)
+    return Inputs(request, count, admit)
 
 
 def _arguments(request: Request) -> Sequence[Any]:
@@ -103,6 +124,52 @@ def _refuse_stream(request: Request) -> None:
         deployment=request.router.name,
         request_id=request.request_id,
     )
+
+
+class LoneInput:
+    """The only input of one request, another call's answer: what ``Inputs`` is for several, at half the cost.
+
+    It is told of both, the answer that is waited for and the request's own, should that come before.
+    """
+
+    __slots__ = ("_admit", "_request", "_upstream")
+
+    def __init__(
+        self,
+        request: Request,
+        upstream: Request,
+        admit: Callable[[Request, Subscriber], Iterable[Subscriber]],
+    ) -> None:
+        self._request = request
+        self._upstream = upstream
+        self._admit = admit
+
+    def register(self) -> None:
+        """Begin to wait, once the request tells this of its answer. Never blocks."""
+        if not self._upstream.subscribe(self):
+            deliver(self.tell())
+        elif self._request.state is ANSWERED:  # meanwhile
+            self._upstream.forget(self)
+
+    def tell(self) -> Iterable[Subscriber]:
+        """There is an answer: to the call that is waited for, or to the request itself."""
+        request = self._request
+        args, kwargs = request.args, request.kwargs
+        if request.state is ANSWERED or args is None:
+            self._upstream.forget(self)
+            return ()
+        outcome = self._upstream.outcome
+        assert outcome is not None
+        if outcome.exception is not None:
+            with request.router.lock:
+                return request.settle(outcome) or ()
+        value = outcome.unwrap()
+        request.args = tuple([value if isinstance(given, Answer) else given for given in args])
+        if kwargs:
+            request.kwargs = {
+                name: value if isinstance(given, Answer) else given for name, given in kwargs.items()
+            }
+        return self._admit(request, self)
 
 
 class Inputs:

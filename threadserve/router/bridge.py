@@ -18,7 +18,7 @@ from threadserve.concurrency.waiter import Subscriber, deliver
 from threadserve.replica.codec import pack, pack_call
 from threadserve.replica.guest import Guest
 from threadserve.replica.link import untransportable
-from threadserve.router.arguments import Inputs, count_inputs
+from threadserve.router.arguments import count_inputs, watch_inputs
 from threadserve.router.limits import Limits
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Bridge(directory.Unmanned):
         if not count:
             deliver(self._send(request))
             return
-        inputs = Inputs(request, count, self._send)
+        inputs = watch_inputs(request, count, self._send)
         if request.subscribe(inputs):
             inputs.register()
 

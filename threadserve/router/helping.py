@@ -4,8 +4,10 @@ Which requests. One that nobody has begun to run and that stands at the head of 
 claimed as a worker would claim it, in the same order, within the same limits, and its body runs in the same context.
 An older request that the same thread has sent goes first, where the deployment has one slot: it has to end before. Where
 there are more, it only has to begin before, and might wait for what the thread does next; so then, and where
-somebody else's is at the head, the thread waits, as it would have. A call that waits for arguments is helped by helping
-those, and theirs: by a path, never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread.
+somebody else's is at the head, the thread waits, as it would have. A call that waits for one argument is helped by helping
+that, and its own: by a path, never by recursion, so that a chain of 10,000 idle stages runs on the waiting thread. Where
+it waits for several, each of them may end the wait by failing, while the thread ran another that waits, perhaps, for
+what the thread does then; so it waits.
 
 A coroutine belongs to its loop, so a waiting thread becomes the loop for a while, if that sleeps
 (``concurrency/lease.py``); where the coroutine awaits calls that nobody has begun, the thread leaves the loop and helps those.
@@ -29,10 +31,10 @@ from threadserve.call.request import ANSWERED, CURRENT, QUEUED, RUNNING
 from threadserve.concurrency.loops import may_time_out
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident, is_main_thread
-from threadserve.router.arguments import unanswered
+from threadserve.router.arguments import lone_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from threadserve.call.request import Request
     from threadserve.concurrency.outcome import Outcome
@@ -46,17 +48,15 @@ def help_along(request: Request, waiting: Request | None) -> None:
 
     Walks up to something that can be run, and back down as what it was needed for goes on.
     """
-    path: list[tuple[Request, Iterator[Request]]] = [(request, unanswered(request))]
+    path = [request]
     awaited: set[Request] = set()
     while path:
-        at, inputs = path[-1]
+        at = path[-1]
         state = at.state
         if state is ANSWERED:
             path.pop()
             continue
         if state is QUEUED:
-            path[-1] = (at, iter(()))  # its arguments are its body's from here
-            del inputs
             if not at.router.run_here(at, waiting):
                 return
             continue
@@ -65,31 +65,33 @@ def help_along(request: Request, waiting: Request | None) -> None:
                 return
             if at.state is ANSWERED:
                 continue
-            inputs = _needs(at, awaited)
+            upstream = _need(at, awaited)
         elif at.deadline != inf:
             return
-        upstream = next(inputs, None)
+        else:
+            upstream = lone_input(at)
         if upstream is None:  # it is somebody else's turn to bring it on
             return
-        path.append((upstream, unanswered(upstream)))
+        path.append(upstream)
         del upstream
 
 
-def _needs(request: Request, seen: set[Request]) -> Iterator[Request]:
-    """Iterate over the call whose answer alone lets a suspended body go on, unless it is `seen`: they may stand in a circle.
+def _need(request: Request, seen: set[Request]) -> Request | None:
+    """Return the call whose answer alone lets a suspended body go on, unless it is `seen`: they may stand in a circle.
 
     Of several any may do so, and while one of them ran here, the body would have gone on with another. The same is true
     of a timer of the body's own.
     """
     wait = request.wait
     if wait is None or len(wait.needs) != 1:
-        return
+        return None
     (need,) = wait.needs
     if need.state is ANSWERED or need in seen:
-        return
-    if not may_time_out(request.runner, lambda context: context.get(CURRENT) is request):
-        seen.add(need)
-        yield need
+        return None
+    if may_time_out(request.runner, lambda context: context.get(CURRENT) is request):
+        return None
+    seen.add(need)
+    return need
 
 
 def run_claimed(

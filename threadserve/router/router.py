@@ -46,7 +46,7 @@ from threadserve.errors import (
     ReplicaDiedError,
     RequestError,
 )
-from threadserve.router.arguments import Inputs, count_inputs
+from threadserve.router.arguments import count_inputs, watch_inputs
 from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.limits import Holdings, Limits, RouterStatistics
 from threadserve.router.seats import Seat, Seats
@@ -96,6 +96,7 @@ class Router:
         self._queued = 0
         self._waiting: dict[Request, None] = {}
         self._seats = Seats()
+        self._for_workers: set[str] = set()  # methods that no open seat begins on its loop, as far as known
         self.on_wait: Callable[[], None] = _nobody
         """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
         # What a request is answered with when the router is closed, and when its replica is given up.
@@ -117,7 +118,7 @@ class Router:
             return RouterStatistics(
                 waiting=len(self._waiting),
                 queued=self._queued,
-                ongoing=sum(seat.ongoing for seat in seats),
+                ongoing=sum(len(seat.running) for seat in seats),
                 replicas=len(seats),
                 workers=sum(seat.workers for seat in seats),
             )
@@ -156,6 +157,7 @@ class Router:
         """Give new requests to the `new` seats and none to the `old` ones, in one step."""
         idle: list[WaiterLike] = []
         with self.lock:
+            self._for_workers.clear()
             for seat in new:
                 self._seats.add(seat)
             for seat in old:
@@ -188,13 +190,13 @@ class Router:
         """Wait until the last request of a closed seat has returned: True; False after `timeout` seconds. Blocks."""
         waiter = self.kernel.waiter()
         with self.lock:
-            if not seat.ongoing or seat.is_hurried:
-                return not seat.ongoing
+            if not seat.running or seat.is_hurried:
+                return not seat.running
             seat.drained = waiter
         waiter.wait(timeout)
         with self.lock:
             seat.drained = None
-            return not seat.ongoing
+            return not seat.running
 
     def hurry(self, seat: Seat) -> None:
         """End a ``drain``, one that is under way or is about to begin, as if its time were over."""
@@ -242,7 +244,7 @@ class Router:
             if news:
                 deliver(news)
             return
-        inputs = Inputs(request, count, self.admit)
+        inputs = watch_inputs(request, count, self.admit)
         with self.lock:
             is_open = self._closed_because is None
             if is_open and request.state is WAITING:
@@ -263,9 +265,8 @@ class Router:
         news: Sequence[Subscriber] = ()
         effects = _NOTHING
         with self.lock:
-            if self._waiting:
-                self._waiting.pop(request, None)
             if inputs is not None:
+                self._waiting.pop(request, None)
                 request.drop(inputs)
             if request.state is not WAITING:
                 pass  # answered meanwhile: cancelled, most likely
@@ -279,7 +280,8 @@ class Router:
                     request.admitted = self.kernel.now()
                 self._queue.append(request)
                 self._queued += 1
-                if self._queued == 1:  # else somebody comes for those before it, or no slot is free
+                # Else somebody comes for those before it, or no slot is free; or for this one.
+                if self._queued == 1 and not (self._is_waking and request.method in self._for_workers):
                     effects = self._pump()
         if effects is not _NOTHING:
             self._act(effects)
@@ -287,9 +289,10 @@ class Router:
 
     def help(self, request: Request, waiting: Request | None) -> None:
         """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
-        while request.state is QUEUED:
-            if not self._limits.inline or not self.run_here(request, waiting):
-                return
+        if self._limits.inline:
+            while request.state is QUEUED:
+                if not self.run_here(request, waiting):
+                    return
         if request.state is not ANSWERED:
             help_along(request, waiting)
 
@@ -299,20 +302,20 @@ class Router:
         Blocks as long as the body does.
         """
         with self.lock:
-            if not self._queued:
+            if request.state is not QUEUED:
                 return False
-            head = self._head()
-            if head is not request and (
-                request.state is not QUEUED or head.caller != get_ident() or not self._is_one_at_a_time()
-            ):
-                return False
+            head = self._queue[0]
+            if head is not request:
+                head = self._head()
+                if head is not request and (head.caller != get_ident() or not self._is_one_at_a_time()):
+                    return False
             seat = self._seats.least_loaded()
             if (
                 seat is None
-                or not self._limits.inline
-                or (waiting is not None and waiting.state is not RUNNING)
                 or head.deadline != inf
                 or head.channel is not None
+                or not self._limits.inline
+                or (waiting is not None and waiting.state is not RUNNING)
                 or seat.begins_async[head.method]
             ):
                 return False
@@ -321,9 +324,7 @@ class Router:
         try:
             run_claimed(seat, head, waiting, self._ended_elsewhere)
         except BaseException as error:
-            if (
-                head in seat.running
-            ):  # no room was left on the stack, or a signal handler of the user's raised
+            if head in seat.running:  # a signal handler of the user's raised in our code
                 self.kernel.errands.post(partial(self._lost, seat, head, type(error).__name__))
             raise
         return True
@@ -387,6 +388,7 @@ class Router:
             if seat.begins_async[head.method]:
                 posted.append((seat, self._claim(seat)))
                 continue
+            self._for_workers.add(head.method)
             if self._is_waking:
                 break
             if not seat.idle and seat.workers >= seat.limit:
@@ -400,14 +402,18 @@ class Router:
 
     def _take_next(self, seat: Seat) -> Request | None:
         """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
-        if not self._queued or not seat.has_room or seat.begins_async[self._head().method]:
+        if not self._queued or not seat.has_room:
+            return None
+        head = self._queue[0]
+        if head.state is not QUEUED:
+            head = self._head()
+        if seat.begins_async[head.method]:
             return None
         return self._claim(seat)
 
-    def _release(self, seat: Seat, request: Request) -> WaiterLike | None:
-        """Give a slot of `seat` back; whoever waits for a closed seat to drain is returned when it has."""
-        self._seats.give_back(seat, request)
-        if seat.is_open or seat.ongoing:
+    def _drained(self, seat: Seat) -> WaiterLike | None:
+        """Return whoever waits for `seat`, which is closed, to drain, if it has."""
+        if seat.running:
             return None
         drained, seat.drained = seat.drained, None
         return drained
@@ -446,7 +452,8 @@ class Router:
     def _finish(self, seat: Seat, request: Request, outcome: Outcome) -> tuple[Request | None, _Effects]:
         """Give back the slot, answer, and claim the next request, in one step; then deliver the news."""
         with self.lock:
-            drained = self._release(seat, request)
+            self._seats.give_back(seat, request)
+            drained = None if seat.is_open else self._drained(seat)
             news = request.end(outcome)
             following, effects = (self._take_next(seat), self._pump()) if self._queued else (None, _NOTHING)
         if news:
@@ -479,7 +486,8 @@ class Router:
                 request not in seat.running
             ):  # a signal handler of the user's has raised, and it was ended twice
                 return
-            drained = self._release(seat, request)
+            self._seats.give_back(seat, request)
+            drained = None if seat.is_open else self._drained(seat)
             news = request.end(outcome)
             effects = self._pump() if self._queued else _NOTHING
         if effects is not _NOTHING:

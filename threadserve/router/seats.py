@@ -35,11 +35,10 @@ class Seat:
         replica: Whom the requests are given to.
         begins_async: Method -> whether calling it is for the replica's loop, and not for a thread.
         limit: Its slots: how many calls may run in it at once.
-        ongoing: How many of them are taken.
         idle: The waiters of its workers that have nothing to do; the last one to come is the first to be woken.
         workers: How many worker threads it has, those on their way included.
         is_open: Whether it gets new requests.
-        running: The requests that have those slots.
+        running: The requests that have those slots; as many as are taken.
         drained: Told when the last request of a closed seat has returned.
         is_hurried: Whether nobody is to wait for that any more.
     """
@@ -51,7 +50,6 @@ class Seat:
         "is_hurried",
         "is_open",
         "limit",
-        "ongoing",
         "replica",
         "running",
         "workers",
@@ -61,7 +59,6 @@ class Seat:
         self.replica = replica
         self.begins_async = _Kinds(replica)
         self.limit = limit
-        self.ongoing = 0
         self.idle: list[WaiterLike] = []
         self.workers = 0
         self.is_open = False
@@ -71,12 +68,12 @@ class Seat:
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
-        return f"<Seat {self.replica!r} {state}, {self.ongoing} of {self.limit} slots taken>"
+        return f"<Seat {self.replica!r} {state}, {len(self.running)} of {self.limit} slots taken>"
 
     @property
     def has_room(self) -> bool:
         """Whether it may take one more request."""
-        return self.is_open and self.ongoing < self.limit
+        return self.is_open and len(self.running) < self.limit
 
 
 class Seats:
@@ -127,51 +124,48 @@ class Seats:
 
     def resize(self, seat: Seat, by: int) -> None:
         """Give `seat` so many slots more, or fewer; what runs in it goes on, be it more than it now has slots."""
-        free = max(0, seat.limit - seat.ongoing)
+        free = max(0, seat.limit - len(seat.running))
         seat.limit += by
         if seat.is_open:
-            self.free += max(0, seat.limit - seat.ongoing) - free
+            self.free += max(0, seat.limit - len(seat.running)) - free
 
     def take(self, seat: Seat, request: Request) -> None:
         """Take a slot of `seat`, which has one."""
         seat.running[request] = None
         self.free -= 1
-        if self._alone is not None:
-            seat.ongoing += 1
-            return
-        del self._by_load[seat.ongoing][seat]
-        seat.ongoing += 1
-        self._place(seat)
-        while not self._by_load[self._least]:
-            self._least += 1
+        if self._alone is None:
+            self._move(seat, len(seat.running) - 1)
 
     def give_back(self, seat: Seat, request: Request) -> None:
         """Give a slot of `seat` back; the seat may have been closed meanwhile."""
-        del seat.running[request]
+        running = seat.running
+        del running[request]
         if not seat.is_open:
-            seat.ongoing -= 1
             return
-        if seat.ongoing <= seat.limit:  # else it runs more than it has slots: ``resize``
+        if len(running) < seat.limit:  # else it runs more than it has slots: ``resize``
             self.free += 1
-        if self._alone is not None:
-            seat.ongoing -= 1
-            return
-        del self._by_load[seat.ongoing][seat]
-        seat.ongoing -= 1
-        self._place(seat)
-        self._least = min(self._least, seat.ongoing)
+        if self._alone is None:
+            self._move(seat, len(running) + 1)
 
     def _arrange(self) -> None:
         """Put the seats that are open now in order."""
         seats = list(self._open)
-        self.free = sum(max(0, seat.limit - seat.ongoing) for seat in seats)
+        self.free = sum(max(0, seat.limit - len(seat.running)) for seat in seats)
         self._alone = seats[0] if len(seats) == 1 else None
-        self._by_load = []
-        self._least = min((seat.ongoing for seat in seats), default=0)
+        self._by_load = [{} for _ in range(max((len(seat.running) for seat in seats), default=-1) + 1)]
+        self._least = min((len(seat.running) for seat in seats), default=0)
         for seat in seats:
-            self._place(seat)
+            self._by_load[len(seat.running)][seat] = None
 
-    def _place(self, seat: Seat) -> None:
-        while len(self._by_load) <= seat.ongoing:
-            self._by_load.append({})
-        self._by_load[seat.ongoing][seat] = None
+    def _move(self, seat: Seat, load: int) -> None:
+        """Put `seat`, which had `load`, where it belongs now."""
+        by_load, now = self._by_load, len(seat.running)
+        del by_load[load][seat]
+        if now == len(by_load):
+            by_load.append({})
+        by_load[now][seat] = None
+        if now < self._least:
+            self._least = now
+        else:
+            while not by_load[self._least]:
+                self._least += 1
