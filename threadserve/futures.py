@@ -22,7 +22,7 @@ from threadserve.call.response import check_seconds, refuse_in_event_loop
 from threadserve.concurrency.loops import LoopWaiter, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel, kernel_here
-from threadserve.concurrency.waiter import Subscriber, ThreadWaiter, deliver
+from threadserve.concurrency.waiter import Subscriber, deliver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -311,7 +311,7 @@ class _Arrivals(Generic[S]):
         """Block until another source is done and return it; None when the deadline has passed."""
         while True:
             waiter = self._kernel.waiter()
-            source = self._take(ThreadWaiter(waiter))
+            source = self._take(waiter)
             if source is not None:
                 return source
             left = deadline - self._kernel.now()

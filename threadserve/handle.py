@@ -203,7 +203,6 @@ class DeploymentHandle(Generic[T_co]):
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
         request_id: str | None = None,
         adapter: Adapter | None = None,
     ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
@@ -260,9 +259,7 @@ def send(
     """Call a deployment from outside, through `adapter`, under a request id that came with the call."""
     timeout = math.inf if timeout_s is None else timeout_s
     bound: Any = handle.options(stream=True, multiplexed_model_id=multiplexed_model_id, timeout_s=timeout)
-    return cast(
-        "DeploymentResponseGenerator[Any]", bound._call(args, {}, request_id=request_id, adapter=adapter)
-    )
+    return cast("DeploymentResponseGenerator[Any]", bound._call(args, {}, request_id, adapter))
 
 
 def _rebuild(

@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from threadserve.concurrency.channel import EMPTY, END, Channel
 from threadserve.concurrency.real import RealKernel
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.testing.scheduler import SimulatedKernel, explore
 
 if TYPE_CHECKING:
@@ -299,7 +298,7 @@ class TestACoroutineThatProduces:
         def read() -> None:
             while True:
                 waiter = kernel.waiter()
-                item = channel.take(ThreadWaiter(waiter))
+                item = channel.take(waiter)
                 if item is END:
                     return
                 if item is EMPTY:
@@ -328,14 +327,14 @@ def test_several_readers_and_writers_lose_and_double_nothing() -> None:
             for number in range(first, first + 3):
                 while True:
                     waiter = kernel.waiter()
-                    if channel.offer(number, ThreadWaiter(waiter)):
+                    if channel.offer(number, waiter):
                         break
                     waiter.wait()
 
         def read() -> None:
             while True:
                 waiter = kernel.waiter()
-                item = channel.take(ThreadWaiter(waiter))
+                item = channel.take(waiter)
                 if item is END:
                     return
                 if item is EMPTY:

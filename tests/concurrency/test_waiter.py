@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from threadserve.concurrency.loops import LoopWaiter
-from threadserve.concurrency.waiter import Subscriber, ThreadWaiter, Waiter, deliver, wait_on
+from threadserve.concurrency.waiter import Subscriber, Waiter, deliver, wait_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +33,14 @@ class Broken:
 
 
 class TestWaiter:
+    def test_is_a_subscriber_that_wakes_its_thread(self) -> None:
+        waiter = Waiter()
+
+        deliver([waiter, waiter])
+
+        assert waiter.wait(0)
+        assert not waiter.wait(0)
+
     def test_that_was_set_before_does_not_wait(self) -> None:
         waiter = Waiter()
         waiter.set()
@@ -115,15 +123,6 @@ class TestDeliver:
 
     def test_of_nothing_does_nothing(self) -> None:
         deliver(())
-
-
-class TestThreadWaiter:
-    def test_wakes_its_thread(self) -> None:
-        waiter = Waiter()
-
-        deliver([ThreadWaiter(waiter)])
-
-        assert waiter.wait(0)
 
 
 class TestLoopWaiter:

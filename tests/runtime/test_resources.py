@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from threadserve.concurrency.real import RealKernel
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ConfigError, DeployError, ResourceError
 from threadserve.runtime import machine as this_machine
 from threadserve.runtime.resources import (
@@ -819,7 +818,7 @@ class TestRaces:
             first = reserved(machine, one, RANK)
             releaser = kernel.spawn("release", first.release)
             waiter = kernel.waiter()
-            place = ThreadWaiter(waiter)
+            place = waiter
 
             second = machine.reserve(EMBED, one, place)
             ends.add(second is None)

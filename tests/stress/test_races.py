@@ -29,7 +29,6 @@ from tests.doubles import (
 from threadserve.call.request import ANSWERED, Request
 from threadserve.concurrency.channel import EMPTY, END, Channel
 from threadserve.concurrency.outcome import Value, Withdrawn
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -327,21 +326,20 @@ def test_two_readers_of_one_stream() -> None:
         def read(mine: list[int]) -> None:
             while True:
                 waiter = kernel.waiter()
-                subscriber = ThreadWaiter(waiter)
-                item = channel.take(subscriber)
+                item = channel.take(waiter)
                 if item is END:
                     return
                 if item is not EMPTY:
                     mine.append(item)
                     continue
                 waiter.wait(kernel.random.choice([None, 0]))
-                channel.forget(subscriber)
+                channel.forget(waiter)
 
         readers = [kernel.spawn(f"reader {number}", partial(read, got[number])) for number in range(2)]
         for item in range(6):
             while True:
                 waiter = kernel.waiter()
-                if channel.offer(item, ThreadWaiter(waiter)):
+                if channel.offer(item, waiter):
                     break
                 waiter.wait()
         channel.finish()

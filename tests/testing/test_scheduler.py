@@ -13,7 +13,7 @@ import pytest
 
 from tests.testing import programs
 from tests.testing.programs import a_bit_of_everything, alive, protected_counter, run, unprotected_counter
-from threadserve.concurrency.waiter import ThreadWaiter, deliver
+from threadserve.concurrency.waiter import deliver
 from threadserve.testing import primitives, scheduler, turns
 from threadserve.testing.scheduler import SimulatedKernel, StuckError, explore
 
@@ -150,7 +150,7 @@ class TestExploring:
             box: list[int] = []
 
             def answer() -> None:
-                deliver([ThreadWaiter(waiter)])
+                deliver([waiter])
                 box.append(1)
 
             kernel.spawn("answers", answer)

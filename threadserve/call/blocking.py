@@ -16,7 +16,6 @@ from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_can
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import forget_ours, get_ident, is_stack_full
-from threadserve.concurrency.waiter import ThreadWaiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,23 +63,22 @@ def block(
     waiting = current_request()
     if waiting is None:
         return waiter.wait(timeout)
-    subscriber = ThreadWaiter(waiter)
     wait = None
     if timeout is None and needs and waiting.deadline == math.inf and waiting.runner == get_ident():
-        wait = Wait(needs, waiting.router.kernel.now(), subscriber, is_ended)
+        wait = Wait(needs, waiting.router.kernel.now(), waiter, is_ended)
     is_set = False
     try:
         if wait is None:
-            may_wait = waiting.subscribe(subscriber)
-        elif may_wait := waiting.begin_wait(subscriber, wait):
+            may_wait = waiting.subscribe(waiter)
+        elif may_wait := waiting.begin_wait(waiter, wait):
             waiting.router.watch()
         if may_wait:
             is_set = waiter.wait(timeout)
     finally:
         if wait is None:  # another thread's wait than the body's, perhaps, which is then the one to be seen
-            waiting.forget(subscriber)
+            waiting.forget(waiter)
         else:
-            waiting.end_wait(subscriber)
+            waiting.end_wait(waiter)
     if wait is not None and wait.error is not None:
         raise wait.error
     check_cancelled()
@@ -142,32 +140,23 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
 
 
 def _wait_until_answered(request: Request, timeout: float | None) -> bool:
-    if timeout is None:
-        while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
-            _wait_once(request, None)
-        return True
-    now = request.router.kernel.now
-    end = now() + timeout
-    while request.state is not ANSWERED:
-        left = end - now()
-        if left <= 0:
+    kernel = request.router.kernel
+    end = None if timeout is None else kernel.now() + timeout
+    while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
+        left = None if end is None else end - kernel.now()
+        if left is not None and left <= 0:
             return False
-        _wait_once(request, left)
+        waiter = kernel.waiter()
+        try:
+            if request.subscribe(waiter):
+                block(waiter, left, needs=(request,))
+        except KeyboardInterrupt:
+            request.cancel()
+            raise
+        finally:
+            if request.state is not ANSWERED:  # else it has been told, or will be
+                request.forget(waiter)
     return True
-
-
-def _wait_once(request: Request, timeout: float | None) -> None:
-    waiter = request.router.kernel.waiter()
-    subscriber = ThreadWaiter(waiter)
-    try:
-        if request.subscribe(subscriber):
-            block(waiter, timeout, needs=(request,))
-    except KeyboardInterrupt:
-        request.cancel()
-        raise
-    finally:
-        if request.state is not ANSWERED:  # else it has been told, or will be
-            request.forget(subscriber)
 
 
 async def wait_for_async(request: Request) -> None:

@@ -11,7 +11,6 @@ from threadserve.call.response import cancel, is_in_event_loop, refuse_in_event_
 from threadserve.concurrency.channel import EMPTY, END, Channel
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -174,8 +173,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
         request, channel = self._request, self._channel
         while True:
             waiter = request.router.kernel.waiter()
-            subscriber = ThreadWaiter(waiter)
-            item = channel.take(subscriber)
+            item = channel.take(waiter)
             if item is not EMPTY:
                 return item
             try:
@@ -184,7 +182,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
                 request.cancel()
                 raise
             finally:
-                channel.forget(subscriber)
+                channel.forget(waiter)
 
     async def _wait_for_item_async(self) -> Any:
         while True:

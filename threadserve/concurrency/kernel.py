@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import asyncio
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from threadserve.concurrency.waiter import Subscriber
 
 __all__ = ["Kernel", "Lock", "Service", "Thread", "Timer", "WaiterLike"]
 
@@ -43,6 +45,10 @@ class WaiterLike(Protocol):
 
     def set(self) -> None:
         """End the wait, now or in advance. Never blocks, safe from any thread, harmless when repeated."""
+
+    def tell(self) -> Iterable[Subscriber]:
+        """The same, for who tells subscribers: nobody is to be told in consequence."""
+        ...
 
 
 class Timer(Protocol):

@@ -1,10 +1,10 @@
 """How a thread waits for one thing, and how everyone who waits is told.
 
-Two halves that meet nowhere but in the owner of what is waited for:
+Two roles that meet in the owner of what is waited for:
 
 * A **waiter** is one thread's one wait: made, registered with the owner under the owner's lock, waited on
   outside of it, thrown away. ``set`` may come before ``wait``, from any thread, and more than once.
-* A **subscriber** is anything that wants to be told: a waiter, an event loop's future, a call that waits for
+* A **subscriber** is anything that wants to be told: such a waiter, an event loop's future, a call that waits for
   its arguments. Telling it may have consequences (a call became ready, another one failed and has subscribers
   of its own); ``tell`` returns them instead of acting on them, and ``deliver`` works them off in a
   loop. That is why a chain of 10,000 hops needs neither recursion nor a parked thread.
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Subscriber", "ThreadWaiter", "Waiter", "deliver", "log_failure", "read_on", "wait_on"]
+__all__ = ["Subscriber", "Waiter", "deliver", "log_failure", "read_on", "wait_on"]
 
 
 class Subscriber(Protocol):
@@ -104,15 +104,10 @@ class Waiter:
         except RuntimeError:
             pass  # released before: the wait has two causes to end and both came true
 
-
-class ThreadWaiter:
-    """Tells a thread that waits on `waiter`."""
-
-    __slots__ = ("waiter",)
-
-    def __init__(self, waiter: object) -> None:
-        self.waiter = waiter
-
     def tell(self) -> Iterable[Subscriber]:
-        self.waiter.set()  # type: ignore[attr-defined]
+        """Be a subscriber: ``set``."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # as above
         return ()

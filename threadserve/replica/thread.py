@@ -36,7 +36,6 @@ from threadserve.call.request import ANSWERED, CURRENT, Request
 from threadserve.concurrency.loops import LoopThread, LoopWaiter, current_task, is_cancellation, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value, capture
 from threadserve.concurrency.threads import below_ours, get_ident, is_current, is_main_thread, stack_text
-from threadserve.concurrency.waiter import ThreadWaiter
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError, RequestError
 from threadserve.replica.target import NO_RESULT, Target, check_result, check_stream
 
@@ -198,8 +197,14 @@ class ThreadReplica:
             CURRENT.set(request)
             REPLICA.set(self.context)
             request.runner = get_ident()
-            result = self._begin(request)
-            if request.channel is None and type(result) not in NO_RESULT:
+            if request.adapter is None and request.deadline == inf and request.state is not ANSWERED:
+                fn = self._target.lookup(request)
+                args, kwargs = request.args or (), request.kwargs
+                request.args = request.kwargs = None
+                result = fn(*args, **kwargs) if kwargs else fn(*args)
+            else:
+                result = self._begin(request)
+            if type(result) not in NO_RESULT and request.channel is None:
                 return Value(result)
             if inspect.iscoroutine(result):
                 self._post(request, copy_context(), result)
@@ -283,14 +288,13 @@ class ThreadReplica:
         """Put `item` in a full channel, blocking; False when it is closed. A checkpoint."""
         while True:
             waiter = self._kernel.waiter()
-            subscriber = ThreadWaiter(waiter)
-            accepted = channel.offer(item, subscriber)
+            accepted = channel.offer(item, waiter)
             if accepted is not None:
                 return accepted
             try:
                 block(waiter, needs=request.readers(), is_ended=channel.has_room)
             finally:
-                channel.forget(subscriber)
+                channel.forget(waiter)
 
     async def _drain_async(self, request: Request, items: Any) -> None:
         channel = request.channel

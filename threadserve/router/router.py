@@ -289,10 +289,9 @@ class Router:
 
     def help(self, request: Request, waiting: Request | None) -> None:
         """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
-        if self._limits.inline:
-            while request.state is QUEUED:
-                if not self.run_here(request, waiting):
-                    return
+        while request.state is QUEUED:
+            if not self._limits.inline or not self.run_here(request, waiting):
+                return
         if request.state is not ANSWERED:
             help_along(request, waiting)
 
@@ -402,7 +401,7 @@ class Router:
 
     def _take_next(self, seat: Seat) -> Request | None:
         """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
-        if not self._queued or not seat.has_room:
+        if not seat.is_open or len(seat.running) >= seat.limit or not self._queued:
             return None
         head = self._queue[0]
         if head.state is not QUEUED:
@@ -455,7 +454,8 @@ class Router:
             self._seats.give_back(seat, request)
             drained = None if seat.is_open else self._drained(seat)
             news = request.end(outcome)
-            following, effects = (self._take_next(seat), self._pump()) if self._queued else (None, _NOTHING)
+            following = self._take_next(seat) if self._queued else None
+            effects = self._pump() if self._queued and self._seats.free > 0 else _NOTHING
         if news:
             deliver(news)
         if drained is not None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from threadserve.testing.turns import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from threadserve.concurrency.waiter import Subscriber
     from threadserve.testing.turns import SimulatedThread, Turns
 
 __all__ = ["SimulatedAlarm", "SimulatedLock", "SimulatedWaiter"]
@@ -135,6 +136,11 @@ class SimulatedWaiter:
             self._is_set = False
             turns.log(me, "has", self)
             return True
+
+    def tell(self) -> Iterable[Subscriber]:
+        """Be a subscriber: ``set``."""
+        self.set()
+        return ()
 
     def set(self) -> None:
         """End the wait, now or in advance. Never blocks, safe from any thread and at any moment."""
