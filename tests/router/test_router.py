@@ -679,7 +679,7 @@ def test_a_burst_of_calls_wakes_one_worker_which_wakes_the_next() -> None:
 
     assert (len(hired), seat.workers) == (1, 1)
     request, effects = router._arrive(seat)
-    router._act(effects)
+    router.act(effects)
     assert request is request_behind(responses[0])
     assert (len(hired), seat.workers) == (2, 2)
 

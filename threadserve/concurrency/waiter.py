@@ -23,10 +23,10 @@ from __future__ import annotations
 import os
 from _thread import TIMEOUT_MAX, allocate_lock
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["Subscriber", "Waiter", "deliver", "log_failure", "read_on", "wait_on"]
 
@@ -43,13 +43,29 @@ class Subscriber(Protocol):
         ...
 
 
-def deliver(news: Iterable[Subscriber]) -> None:
-    """Tell everyone, and everyone who is to be told in consequence. Never blocks; call it with no lock held."""
+S = TypeVar("S", bound=Subscriber)
+
+
+def deliver(news: Iterable[Subscriber], kept: type[S] | None = None) -> Sequence[S]:
+    """Tell everyone, and everyone who is to be told in consequence. Never blocks; call it with no lock held.
+
+    Args:
+        news: Whom to tell.
+        kept: Of those who are to be told in consequence, the ones of this type are left to the caller, and returned.
+    """
     consequences: deque[Subscriber] | None = None
+    left: list[S] | None = None
     for subscriber in news:
         consequences = _tell(subscriber, consequences)
     while consequences:
-        _tell(consequences.popleft(), consequences)
+        subscriber = consequences.popleft()
+        if kept is None or type(subscriber) is not kept:
+            _tell(subscriber, consequences)
+        elif left is None:
+            left = [subscriber]
+        else:
+            left.append(subscriber)
+    return left or ()
 
 
 def _tell(subscriber: Subscriber, consequences: deque[Subscriber] | None) -> deque[Subscriber] | None:

@@ -28,7 +28,7 @@ class Replica(Protocol):
 
     name: str
     context: ReplicaContext
-    on_done: Callable[[Request, Outcome], None]
+    on_done: Callable[[Request, Outcome], object]
     on_death: Callable[[BaseException], None]
     died: Callable[..., RequestError]
 
@@ -53,6 +53,12 @@ class Replica(Protocol):
 
     def add_worker(self, work: Callable[[], None]) -> None:
         """Start a worker thread that runs `work`. Raises RuntimeError where the system has no thread to give."""
+
+    def leave(self) -> None:
+        """Be told, by a worker of its own, that it does something else for a while: ``stop`` is not to wait for it."""
+
+    def come_back(self) -> None:
+        """Be told, by that worker, that it has come back."""
 
     def run(self, request: Request) -> Outcome | None:
         """Run the body on this thread. None: it goes on elsewhere, and ``on_done`` will tell how it ended."""

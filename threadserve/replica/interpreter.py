@@ -79,7 +79,7 @@ class InterpreterReplica:
         self.name = f"{deployment.app_name}/{deployment.name}#{context.rank.rank}"
         """``app/deployment#rank``."""
         self.context = context
-        self.on_done: Callable[[Request, Outcome], None] = _nobody
+        self.on_done: Callable[[Request, Outcome], object] = _nobody
         """Called with each request whose body has ended; set by the router."""
         self.on_death: Callable[[BaseException], None] = lambda error: None
         """Called when the replica has come to its end by itself; set by the runtime. Must not block."""
@@ -232,6 +232,12 @@ class InterpreterReplica:
 
     def add_worker(self, work: Callable[[], None]) -> None:
         """Never needed, as every call begins elsewhere."""
+
+    def leave(self) -> None:
+        """Never needed, as there are no workers here."""
+
+    def come_back(self) -> None:
+        """Never needed."""
 
     def run(self, request: Request) -> Outcome | None:
         """Post it."""

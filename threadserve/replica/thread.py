@@ -77,7 +77,7 @@ class ThreadReplica:
             gpu_ids=gpu_ids,
             get_servable_object=lambda: target.servable,
         )
-        self.on_done: Callable[[Request, Outcome], None] = _nobody
+        self.on_done: Callable[[Request, Outcome], object] = _nobody
         """Called with each request that ends on the loop; set by the router."""
         self.on_death: Callable[[BaseException], None] = lambda error: None
         """Called when the user's code has asked for the end of the replica; set by the runtime. Must not block."""
@@ -87,6 +87,9 @@ class ThreadReplica:
         self._lock = kernel.lock()
         self._threads: list[Thread] = []  # guarded by _lock
         self._hired = 0  # guarded by _lock
+        self._away: set[int] = (
+            set()
+        )  # guarded by _lock; idents of workers that run what is not this replica's
 
     def __repr__(self) -> str:
         return f"<ThreadReplica {self.name} of {len(self._threads)} threads>"
@@ -131,7 +134,7 @@ class ThreadReplica:
         ):  # the system has no thread to give: then on this one, unbounded, rather than not at all
             self._finalize()
         with self._lock:
-            workers = list(self._threads)
+            workers = [thread for thread in self._threads if thread.ident not in self._away]
         stuck = self._join([*ending, *workers], deadline, stack_text)
         loop = self._loop.thread
         if loop is not None and not any(thread.is_alive() for thread in ending):  # else it has not been told
@@ -168,6 +171,16 @@ class ThreadReplica:
         thread = self._kernel.spawn(name, work)
         with self._lock:
             self._threads = [*(former for former in self._threads if former.is_alive()), thread]
+
+    def leave(self) -> None:
+        """Be told, by a worker of its own, that it does something else for a while: ``stop`` is not to wait for it."""
+        with self._lock:
+            self._away.add(get_ident())
+
+    def come_back(self) -> None:
+        """Be told, by that worker, that it has come back."""
+        with self._lock:
+            self._away.discard(get_ident())
 
     # ---- requests
 

@@ -98,7 +98,7 @@ def run_claimed(
     seat: Seat,
     request: Request,
     waiting: Request | None,
-    finish: Callable[[Seat, Request, Outcome], None],
+    finish: Callable[[Seat, Request, Outcome], object],
 ) -> None:
     """Run `request`, which has a slot of `seat`, on the calling thread, and see to its answer.
 

@@ -10,7 +10,8 @@ One request's journey
    so whoever finds it at the head claims it and posts it to the replica's loop.
 5. ``replica.run`` calls the user's code and makes an outcome of it.
 6. In one critical section the slot is given back, the request is answered and the next one is claimed.
-7. The news is delivered with no lock held: waiters wake, calls that waited for this value are admitted.
+7. The news is delivered with no lock held: waiters wake, calls that waited for this value are admitted. A worker that
+   would now rest goes on with one of these (``router/stages.py``).
 
 What holds at all times
 -----------------------
@@ -34,14 +35,13 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import (
-    BackPressureError,
     DeploymentUnavailableError,
     ReplicaDiedError,
     RequestError,
@@ -49,7 +49,9 @@ from threadserve.errors import (
 from threadserve.router.arguments import count_inputs, watch_inputs
 from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.limits import Holdings, Limits, RouterStatistics
+from threadserve.router.refusals import given_up, refusal, unavailable
 from threadserve.router.seats import Seat, Seats
+from threadserve.router.stages import NOTHING, Effects, Wake, run_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,17 +64,6 @@ if TYPE_CHECKING:
     from threadserve.replica.base import Replica
 
 __all__ = ["Holdings", "Limits", "Router", "RouterStatistics"]
-
-
-class _Effects(NamedTuple):
-    """What was decided under the lock and is to be done outside."""
-
-    post: tuple[tuple[Seat, Request], ...] = ()
-    wake: WaiterLike | None = None
-    hire: Seat | None = None
-
-
-_NOTHING = _Effects()
 
 
 class Router:
@@ -97,7 +88,7 @@ class Router:
         self._waiting: dict[Request, None] = {}
         self._seats = Seats()
         self._for_workers: set[str] = set()  # methods that no open seat begins on its loop, as far as known
-        self.on_wait: Callable[[], None] = _nobody
+        self.on_wait: Callable[[], None] = lambda: None
         """Called when a body here begins to wait for requests, without a timeout; set by the runtime."""
         # What a request is answered with when the router is closed, and when its replica is given up.
         self.unavailable: Callable[..., RequestError] = DeploymentUnavailableError
@@ -168,12 +159,12 @@ class Router:
             effects = self._pump()
         for worker in idle:
             worker.set()
-        self._act(effects)
+        self.act(effects)
 
     def seat(self, replica: Replica, limit: int) -> Seat:
         """Make a seat for `replica`, closed until ``replace`` opens it."""
         seat = Seat(replica, limit)
-        replica.on_done = lambda request, outcome: self._ended_elsewhere(seat, request, outcome)
+        replica.on_done = partial(self._ended_elsewhere, seat)
         return seat
 
     def resize(self, seat: Seat, by: int) -> None:
@@ -184,7 +175,7 @@ class Router:
             effects = self._pump()
         for worker in spare:
             worker.set()
-        self._act(effects)
+        self.act(effects)
 
     def drain(self, seat: Seat, timeout: float | None = None) -> bool:
         """Wait until the last request of a closed seat has returned: True; False after `timeout` seconds. Blocks."""
@@ -263,7 +254,7 @@ class Router:
             inputs: Is not to be told of its answer any more.
         """
         news: Sequence[Subscriber] = ()
-        effects = _NOTHING
+        effects = NOTHING
         with self.lock:
             if inputs is not None:
                 self._waiting.pop(request, None)
@@ -273,7 +264,7 @@ class Router:
             elif self._closed_because is not None:
                 news = request.settle(self._unavailable(request)) or ()
             elif self._most_queued >= 0 and self._queued - self._seats.free >= self._most_queued:
-                news = request.settle(self._refusal(request)) or ()
+                news = request.settle(refusal(request, self._queued, self._limits)) or ()
             else:
                 request.state = QUEUED
                 if request.deadline != inf:
@@ -283,8 +274,10 @@ class Router:
                 # Else somebody comes for those before it, or no slot is free; or for this one.
                 if self._queued == 1 and not (self._is_waking and request.method in self._for_workers):
                     effects = self._pump()
-        if effects is not _NOTHING:
-            self._act(effects)
+        if effects is not NOTHING:
+            if inputs is not None and not effects.post:
+                return (Wake(self, effects),)  # whoever brought the last input may be the one who comes
+            self.act(effects)
         return news
 
     def help(self, request: Request, waiting: Request | None) -> None:
@@ -376,7 +369,7 @@ class Router:
         """Whether a request has to wait for the end of those before it, and not for their beginning only."""
         return len(self._seats) == 1 and all(seat.limit == 1 for seat in self._seats)
 
-    def _pump(self) -> _Effects:
+    def _pump(self) -> Effects:
         """See to it that somebody comes for the head, if a slot is free."""
         posted: list[tuple[Seat, Request]] = []
         while self._queued:
@@ -394,10 +387,10 @@ class Router:
                 break  # a slot is free, so one of its workers is on its way to rest, and looks before it does
             self._is_waking = True
             if seat.idle:
-                return _Effects(tuple(posted), wake=seat.idle.pop())
+                return Effects(tuple(posted), seat, seat.idle.pop())
             seat.workers += 1
-            return _Effects(tuple(posted), hire=seat)
-        return _Effects(tuple(posted)) if posted else _NOTHING
+            return Effects(tuple(posted), seat)
+        return Effects(tuple(posted)) if posted else NOTHING
 
     def _take_next(self, seat: Seat) -> Request | None:
         """Claim the head for a worker of `seat`, if it is one for a worker and `seat` has a slot."""
@@ -410,23 +403,23 @@ class Router:
             return None
         return self._claim(seat)
 
-    def _drained(self, seat: Seat) -> WaiterLike | None:
-        """Return whoever waits for `seat`, which is closed, to drain, if it has."""
-        if seat.running:
-            return None
-        drained, seat.drained = seat.drained, None
-        return drained
-
     # ---- a worker's life
 
     def _work(self, seat: Seat) -> None:
         """Run requests on the calling thread until the seat is closed."""
         request, effects = self._arrive(seat)
+        wakes: Sequence[Wake] = ()
         while True:
-            if effects is not _NOTHING:
-                self._act(effects)
+            if effects is not NOTHING:
+                self.act(effects)
             if request is None:
-                effects = _NOTHING  # a worker holds on to nothing while it rests
+                effects = NOTHING  # a worker holds on to nothing while it rests
+                if wakes:
+                    if not self._follow(seat, wakes):
+                        return
+                    wakes = ()
+                    request, effects = self._look(seat)
+                    continue
                 if not self._rest(seat):
                     return
                 request, effects = self._arrive(seat)
@@ -435,32 +428,56 @@ class Router:
             if outcome is None:  # it goes on on the loop and keeps its slot
                 request, effects = self._look(seat)
             else:
-                request, effects = self._finish(seat, request, outcome)
+                request, effects, wakes = self._finish(seat, request, outcome)
             del outcome
 
-    def _arrive(self, seat: Seat) -> tuple[Request | None, _Effects]:
+    def _arrive(self, seat: Seat) -> tuple[Request | None, Effects]:
         """Be the worker that was woken: it is nobody's turn but mine, so let the next one be woken as well."""
         with self.lock:
             self._is_waking = False
             return self._take_next(seat), self._pump()
 
-    def _look(self, seat: Seat) -> tuple[Request | None, _Effects]:
+    def _look(self, seat: Seat) -> tuple[Request | None, Effects]:
         with self.lock:
             return self._take_next(seat), self._pump()
 
-    def _finish(self, seat: Seat, request: Request, outcome: Outcome) -> tuple[Request | None, _Effects]:
-        """Give back the slot, answer, and claim the next request, in one step; then deliver the news."""
+    def _finish(
+        self, seat: Seat, request: Request, outcome: Outcome
+    ) -> tuple[Request | None, Effects, Sequence[Wake]]:
+        """Give back the slot, answer, and claim the next request, in one step; then deliver the news.
+
+        Where there is no next request, the wake-ups that follow from the news come back.
+        """
+        wakes: Sequence[Wake] = ()
         with self.lock:
             self._seats.give_back(seat, request)
-            drained = None if seat.is_open else self._drained(seat)
+            drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
             following = self._take_next(seat) if self._queued else None
-            effects = self._pump() if self._queued and self._seats.free > 0 else _NOTHING
+            effects = self._pump() if self._queued and self._seats.free > 0 else NOTHING
         if news:
-            deliver(news)
+            wakes = deliver(news, Wake if following is None and self._limits.inline else None)
         if drained is not None:
             drained.set()
-        return following, effects
+        return following, effects, wakes
+
+    def _follow(self, seat: Seat, wakes: Sequence[Wake]) -> bool:
+        """Be, for a while, the worker of those who are to be woken; False when this one goes home afterwards."""
+        seat.replica.leave()
+        with self.lock:
+            is_free = seat.is_open  # else its replica is about to stop, and may wait for this one already
+            seat.workers -= is_free
+            effects = self._pump()
+        self.act(effects)
+        if not is_free:
+            deliver(wakes)
+        else:
+            run_stages(wakes)
+        seat.replica.come_back()
+        with self.lock:
+            is_wanted = seat.is_open and seat.workers < seat.limit
+            seat.workers += is_free and is_wanted
+        return is_wanted or not is_free
 
     def _rest(self, seat: Seat) -> bool:
         """Wait to be woken: True; False when the seat is closed and its worker goes home."""
@@ -479,23 +496,58 @@ class Router:
         waiter.wait()
         return True
 
-    def _ended_elsewhere(self, seat: Seat, request: Request, outcome: Outcome) -> None:
-        """Be told that a request has ended which no worker ran: the replica's loop did, or a thread that waited."""
+    def claim_instead(self, effects: Effects) -> tuple[Seat, Request] | None:
+        """Claim the head in the place of the worker that was to come; None where that one has been made to come."""
+        claimed: tuple[Seat, Request] | None = None
+        sent_home: WaiterLike | None = None
+        with self.lock:
+            seat = self._seats.least_loaded() if self._queued and self._limits.inline else None
+            if seat is not None:
+                head = self._head()
+                if head.channel is None and not seat.begins_async[head.method]:
+                    claimed = seat, self._claim(seat)
+                    sent_home = self._take_back(effects)
+                    effects = self._pump()
+        if sent_home is not None:
+            sent_home.set()
+        self.act(effects)
+        return claimed
+
+    def _take_back(self, wake: Effects) -> WaiterLike | None:
+        """Have the worker not come that was to; returned if it has to go home. The lock is held."""
+        self._is_waking = False
+        seat, worker = wake.seat, wake.worker
+        assert seat is not None
+        if worker is None:
+            seat.workers -= 1
+        elif seat.is_open:
+            seat.idle.append(worker)
+            return None
+        return worker
+
+    def end(self, seat: Seat, request: Request, outcome: Outcome) -> Sequence[Wake]:
+        """Give the slot of `seat` back, answer `request`, and return the wake-ups that follow from it."""
+        return self._ended_elsewhere(seat, request, outcome, Wake)
+
+    def _ended_elsewhere(
+        self, seat: Seat, request: Request, outcome: Outcome, kept: type[Wake] | None = None
+    ) -> Sequence[Wake]:
+        """Be told that a request has ended which no worker of its own ran: a loop did, or a thread that waited."""
         with self.lock:
             if (
                 request not in seat.running
             ):  # a signal handler of the user's has raised, and it was ended twice
-                return
+                return ()
             self._seats.give_back(seat, request)
-            drained = None if seat.is_open else self._drained(seat)
+            drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
-            effects = self._pump() if self._queued else _NOTHING
-        if effects is not _NOTHING:
-            self._act(effects)
-        if news:
-            deliver(news)
+            effects = self._pump() if self._queued else NOTHING
+        if effects is not NOTHING:
+            self.act(effects)
+        wakes = deliver(news, kept) if news else ()
         if drained is not None:
             drained.set()
+        return wakes
 
     def _lost(self, seat: Seat, request: Request, reason: str) -> None:
         """Be told that a thread that ran a request could perhaps not see to its end."""
@@ -503,13 +555,14 @@ class Router:
 
     # ---- effects; no lock is held
 
-    def _act(self, effects: _Effects) -> None:
+    def act(self, effects: Effects) -> None:
+        """Do what was decided."""
         for seat, request in effects.post:
             seat.replica.post(request)
-        if effects.wake is not None:
-            effects.wake.set()
-        elif effects.hire is not None:
-            self._hire(effects.hire)
+        if effects.worker is not None:
+            effects.worker.set()
+        elif effects.seat is not None:
+            self._hire(effects.seat)
 
     def _hire(self, seat: Seat) -> None:
         """Start a worker of `seat`; where the system has no thread to give, the queue must not wait for it."""
@@ -520,57 +573,26 @@ class Router:
 
     def _not_hired(self, seat: Seat, error: RuntimeError) -> None:
         news: list[Subscriber] = []
-        effects = _NOTHING
+        effects = NOTHING
         with self.lock:
             self._is_waking = False
             seat.workers -= 1
             rested = next((other for other in self._seats if other.idle and other.has_room), None)
             if rested is not None:  # of another replica, with more to do than the one that was to get it
                 self._is_waking = True
-                effects = _Effects(wake=rested.idle.pop())
+                effects = Effects((), rested, rested.idle.pop())
             elif not any(other.workers for other in self._seats):
                 for request in tuple(self._queue):
                     if request.state is QUEUED:
                         refusal = self._unavailable(request, f"no thread could be started: {error}")
                         news.extend(request.settle(refusal) or ())
-        self._act(effects)
+        self.act(effects)
         deliver(news)
 
-    # ---- refusals
+    # ---- what is answered instead of the body
 
     def _unavailable(self, request: Request, reason: str | None = None) -> Error:
-        return Error(
-            self.unavailable(
-                f"{self.name} is not available: {reason or self._closed_because}",
-                deployment=self.name,
-                request_id=request.request_id,
-            )
-        )
+        return unavailable(self.unavailable, request, reason or self._closed_because)
 
     def _died(self, request: Request, reason: str) -> Error:
-        return Error(
-            self.died(
-                f"request {request.request_id} to {self.name}.{request.method} was given up: {reason}",
-                deployment=self.name,
-                request_id=request.request_id,
-            )
-        )
-
-    def _refusal(self, request: Request) -> Error:
-        limits = self._limits
-        return Error(
-            BackPressureError(
-                f"Request dropped due to backpressure: the queue of {self.name} is full "
-                f"({self._queued} waiting, max_queued_requests={limits.max_queued_requests})",
-                deployment=self.name,
-                request_id=request.request_id,
-                queued=self._queued,
-                limit=limits.max_queued_requests,
-                status_code=limits.status_code,
-                retry_after_s=limits.retry_after_s,
-            )
-        )
-
-
-def _nobody() -> None:
-    """Stand in for the runtime where there is none."""
+        return given_up(self.died, request, reason)
