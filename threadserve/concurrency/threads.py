@@ -119,10 +119,11 @@ _ROOM = 26
 """Frames that the deepest road through our own code takes, a thread or an event loop that it starts included."""
 
 if sys.version_info >= (3, 12):
+    _limit, _module_of_frame = sys.getrecursionlimit, sys._getframemodulename
 
     def is_stack_full() -> bool:
         """Whether RecursionError would strike in the middle of what we do, rather than before it. Never blocks."""
-        return sys._getframemodulename(sys.getrecursionlimit() - _ROOM) is not None
+        return _module_of_frame(_limit() - _ROOM) is not None
 
 else:
     _nested: Any = int
