@@ -1391,7 +1391,7 @@ def test_a_call_that_is_ended_twice_gives_its_slot_back_once() -> None:
         response = doer.handle.do.remote(add_one, 1)
         assert response.result() == 2
 
-        doer.router._ended_elsewhere(doer.pool.seats[0], request_behind(response), Value("again"))
+        doer.router.end(doer.pool.seats[0], request_behind(response), Value("again"))
 
         assert response.result() == 2
         check_invariants(doer.router)

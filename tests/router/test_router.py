@@ -678,7 +678,7 @@ def test_a_burst_of_calls_wakes_one_worker_which_wakes_the_next() -> None:
     responses = [DeploymentHandle[Any](router).remote() for _ in range(16)]
 
     assert (len(hired), seat.workers) == (1, 1)
-    request, effects = router._arrive(seat)
+    request, effects = router.arrive(seat)
     router.act(effects)
     assert request is request_behind(responses[0])
     assert (len(hired), seat.workers) == (2, 2)

@@ -153,14 +153,11 @@ class Request:
     """A call on its way. Knows nothing of responses: those have one field, their request.
 
     Attributes:
-        args: Positional arguments; None once the body has begun or the request has been answered.
-        kwargs: Keyword arguments; the same.
+        args, kwargs: The arguments; None once the body has begun or the request has been answered.
         context: The caller's context variables, copied; the body runs inside.
         caller: The identifier of the thread that made the call.
-        created: When the call was made, on the kernel's clock, seconds; kept only where there is a deadline, as are
-            the next two.
-        admitted: When it had its arguments and was queued.
-        started: When it got a slot.
+        created, admitted, started: When the call was made, was queued with its arguments, and got a slot, on the
+            kernel's clock, seconds; kept only where there is a deadline.
         deadline: On the kernel's clock, seconds; ``math.inf`` for none.
         channel: Carries the items of a stream; None for a plain call.
         adapter: Calls the user's callable in another way than a handle does; None for a handle.
@@ -171,7 +168,7 @@ class Request:
         host: Whom a thread that waits may visit, to bring the body on: the event loop that it runs on, for one.
         wait: What the body waits for, while it does; None where it could go on by itself.
         helped: The request whose body runs on this one's thread, above this one's, which waits for it; else None.
-        depth: How many bodies run on its thread below its own, each helped by the one below.
+        depth: How many bodies run on its thread below its own.
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
@@ -288,14 +285,16 @@ class Request:
             try:
                 timer = self._timer = self.router.kernel.call_at(self.deadline, self.expire)
             except RuntimeError as error:  # there is no thread for timers
-                self.answer(self._unbounded(error))
+                what = f"has a deadline that cannot be kept: {error}"
+                self.answer(self._refusal(DeploymentUnavailableError, what))
                 return
             if self.state is ANSWERED:  # meanwhile, and whoever answered found no timer to cancel
                 timer.cancel()
 
     def _adopt(self, child: Request) -> bool:
         """Make `child` a child of this request; False when this one has been answered."""
-        with self.router.lock:
+        self.router.lock.acquire()
+        try:
             if self.state is ANSWERED:
                 return False
             if self._children is None:
@@ -304,12 +303,17 @@ class Request:
             self._children[child] = None
             child._parent = self
             child._has_ties = True
+        finally:
+            self.router.lock.release()
         return True
 
     def _disown(self, child: Request) -> None:
-        with self.router.lock:
+        self.router.lock.acquire()
+        try:
             if self._children is not None:
                 self._children.pop(child, None)
+        finally:
+            self.router.lock.release()
 
     # ---- the answer
 
@@ -381,9 +385,8 @@ class Request:
     def expiry(self) -> Error:
         """Return what a request is answered with when its deadline has passed."""
         now = self.router.kernel.now()
-        created = now if self.created is None else self.created
-        admitted = now if self.admitted is None else self.admitted
-        started = now if self.started is None else self.started
+        moments = (self.created, self.admitted, self.started)
+        created, admitted, started = (now if moment is None else moment for moment in moments)
         elapsed, inputs, queued, running = (
             now - created,
             admitted - created,
@@ -406,9 +409,6 @@ class Request:
     def cancellation(self) -> Error:
         """Return what a request is answered with when it has been cancelled."""
         return self._refusal(RequestCancelledError, "was cancelled")
-
-    def _unbounded(self, error: RuntimeError) -> Error:
-        return self._refusal(DeploymentUnavailableError, f"has a deadline that cannot be kept: {error}")
 
     def _refusal(self, kind: type[RequestError], what: str) -> Error:
         name, request_id = self.router.name, self.request_id
@@ -444,10 +444,13 @@ class Request:
 
     def subscribe(self, subscriber: Subscriber) -> bool:
         """Have `subscriber` told of the answer; False when there is an answer already and nobody will be told."""
-        with self.router.lock:
+        self.router.lock.acquire()
+        try:
             if self.state is ANSWERED:
                 return False
             self.listen(subscriber)
+        finally:
+            self.router.lock.release()
         return True
 
     def forget(self, subscriber: Subscriber) -> None:

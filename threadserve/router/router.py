@@ -11,7 +11,7 @@ One request's journey
 5. ``replica.run`` calls the user's code and makes an outcome of it.
 6. In one critical section the slot is given back, the request is answered and the next one is claimed.
 7. The news is delivered with no lock held: waiters wake, calls that waited for this value are admitted. A worker that
-   would now rest goes on with one of these (``router/stages.py``).
+   would now rest goes on with one of these (``router/workers.py``).
 
 What holds at all times
 -----------------------
@@ -51,7 +51,7 @@ from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.limits import Holdings, Limits, RouterStatistics
 from threadserve.router.refusals import given_up, refusal, unavailable
 from threadserve.router.seats import Seat, Seats
-from threadserve.router.stages import NOTHING, Effects, Wake, run_stages
+from threadserve.router.workers import NOTHING, Effects, Wake, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -75,10 +75,8 @@ class Router:
         self.deployment = deployment
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
-        self.lock: Lock = kernel.lock()
-        self.isolation: Isolation | None = (
-            None  # what a request passes on its way in; None: values are shared
-        )
+        self.lock: Lock = kernel.lock()  # where each call takes it, not by `with`, which costs twice as much
+        self.isolation: Isolation | None = None  # what requests pass on their way in; None: values are shared
         self._limits = Limits()  # guarded by lock, as all below
         self._most_queued = -1
         self._closed_because: str | None = "it is not deployed"
@@ -105,13 +103,12 @@ class Router:
     def statistics(self) -> RouterStatistics:
         """Return what there is at this moment."""
         with self.lock:
-            seats = list(self._seats)
             return RouterStatistics(
                 waiting=len(self._waiting),
                 queued=self._queued,
-                ongoing=sum(len(seat.running) for seat in seats),
-                replicas=len(seats),
-                workers=sum(seat.workers for seat in seats),
+                ongoing=sum(len(seat.running) for seat in self._seats),
+                replicas=len(self._seats),
+                workers=sum(seat.workers for seat in self._seats),
             )
 
     def watch(self) -> None:
@@ -164,7 +161,7 @@ class Router:
     def seat(self, replica: Replica, limit: int) -> Seat:
         """Make a seat for `replica`, closed until ``replace`` opens it."""
         seat = Seat(replica, limit)
-        replica.on_done = partial(self._ended_elsewhere, seat)
+        replica.on_done = partial(self.end, seat)
         return seat
 
     def resize(self, seat: Seat, by: int) -> None:
@@ -255,7 +252,8 @@ class Router:
         """
         news: Sequence[Subscriber] = ()
         effects = NOTHING
-        with self.lock:
+        self.lock.acquire()
+        try:
             if inputs is not None:
                 self._waiting.pop(request, None)
                 request.drop(inputs)
@@ -274,6 +272,8 @@ class Router:
                 # Else somebody comes for those before it, or no slot is free; or for this one.
                 if self._queued == 1 and not (self._is_waking and request.method in self._for_workers):
                     effects = self._pump()
+        finally:
+            self.lock.release()
         if effects is not NOTHING:
             if inputs is not None and not effects.post:
                 return (Wake(self, effects),)  # whoever brought the last input may be the one who comes
@@ -293,7 +293,8 @@ class Router:
 
         Blocks as long as the body does.
         """
-        with self.lock:
+        self.lock.acquire()
+        try:
             if request.state is not QUEUED:
                 return False
             head = self._queue[0]
@@ -312,9 +313,11 @@ class Router:
             ):
                 return False
             self._claim(seat)
+        finally:
+            self.lock.release()
         del request
         try:
-            run_claimed(seat, head, waiting, self._ended_elsewhere)
+            run_claimed(seat, head, waiting, self.end)
         except BaseException as error:
             if head in seat.running:  # a signal handler of the user's raised in our code
                 self.kernel.errands.post(partial(self._lost, seat, head, type(error).__name__))
@@ -405,43 +408,17 @@ class Router:
 
     # ---- a worker's life
 
-    def _work(self, seat: Seat) -> None:
-        """Run requests on the calling thread until the seat is closed."""
-        request, effects = self._arrive(seat)
-        wakes: Sequence[Wake] = ()
-        while True:
-            if effects is not NOTHING:
-                self.act(effects)
-            if request is None:
-                effects = NOTHING  # a worker holds on to nothing while it rests
-                if wakes:
-                    if not self._follow(seat, wakes):
-                        return
-                    wakes = ()
-                    request, effects = self._look(seat)
-                    continue
-                if not self._rest(seat):
-                    return
-                request, effects = self._arrive(seat)
-                continue
-            outcome = seat.replica.run(request)
-            if outcome is None:  # it goes on on the loop and keeps its slot
-                request, effects = self._look(seat)
-            else:
-                request, effects, wakes = self._finish(seat, request, outcome)
-            del outcome
-
-    def _arrive(self, seat: Seat) -> tuple[Request | None, Effects]:
-        """Be the worker that was woken: it is nobody's turn but mine, so let the next one be woken as well."""
-        with self.lock:
-            self._is_waking = False
+    def arrive(self, seat: Seat, *, was_woken: bool = True) -> tuple[Request | None, Effects]:
+        """Take what is there; a worker that was woken makes it possible for the next one to be."""
+        self.lock.acquire()
+        try:
+            if was_woken:
+                self._is_waking = False
             return self._take_next(seat), self._pump()
+        finally:
+            self.lock.release()
 
-    def _look(self, seat: Seat) -> tuple[Request | None, Effects]:
-        with self.lock:
-            return self._take_next(seat), self._pump()
-
-    def _finish(
+    def conclude(
         self, seat: Seat, request: Request, outcome: Outcome
     ) -> tuple[Request | None, Effects, Sequence[Wake]]:
         """Give back the slot, answer, and claim the next request, in one step; then deliver the news.
@@ -449,50 +426,51 @@ class Router:
         Where there is no next request, the wake-ups that follow from the news come back.
         """
         wakes: Sequence[Wake] = ()
-        with self.lock:
+        self.lock.acquire()
+        try:
             self._seats.give_back(seat, request)
             drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
             following = self._take_next(seat) if self._queued else None
             effects = self._pump() if self._queued and self._seats.free > 0 else NOTHING
+        finally:
+            self.lock.release()
         if news:
             wakes = deliver(news, Wake if following is None and self._limits.inline else None)
         if drained is not None:
             drained.set()
         return following, effects, wakes
 
-    def _follow(self, seat: Seat, wakes: Sequence[Wake]) -> bool:
-        """Be, for a while, the worker of those who are to be woken; False when this one goes home afterwards."""
-        seat.replica.leave()
+    def depart(self, seat: Seat) -> bool:
+        """Let a worker of `seat` do something else; False where the seat is closed: its replica waits for its workers."""
         with self.lock:
-            is_free = seat.is_open  # else its replica is about to stop, and may wait for this one already
-            seat.workers -= is_free
+            may_go = seat.is_open
+            seat.workers -= may_go
             effects = self._pump()
         self.act(effects)
-        if not is_free:
-            deliver(wakes)
-        else:
-            run_stages(wakes)
-        seat.replica.come_back()
+        return may_go
+
+    def rejoin(self, seat: Seat) -> bool:
+        """Let that worker be one again; False where it is not wanted any more."""
         with self.lock:
             is_wanted = seat.is_open and seat.workers < seat.limit
-            seat.workers += is_free and is_wanted
-        return is_wanted or not is_free
+            seat.workers += is_wanted
+        return is_wanted
 
-    def _rest(self, seat: Seat) -> bool:
+    def rest(self, seat: Seat) -> bool:
         """Wait to be woken: True; False when the seat is closed and its worker goes home."""
         waiter = self.kernel.waiter()
-        with self.lock:
-            if not seat.is_open:
+        self.lock.acquire()
+        try:
+            if not seat.is_open or seat.workers > seat.limit:  # it may have lost slots
                 seat.workers -= 1
                 return False
             if self._queued and seat.has_room and not self._is_waking:
                 self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
                 return True
-            if seat.workers > seat.limit:  # it has lost slots
-                seat.workers -= 1
-                return False
             seat.idle.append(waiter)
+        finally:
+            self.lock.release()
         waiter.wait()
         return True
 
@@ -525,23 +503,23 @@ class Router:
             return None
         return worker
 
-    def end(self, seat: Seat, request: Request, outcome: Outcome) -> Sequence[Wake]:
-        """Give the slot of `seat` back, answer `request`, and return the wake-ups that follow from it."""
-        return self._ended_elsewhere(seat, request, outcome, Wake)
-
-    def _ended_elsewhere(
+    def end(
         self, seat: Seat, request: Request, outcome: Outcome, kept: type[Wake] | None = None
     ) -> Sequence[Wake]:
-        """Be told that a request has ended which no worker of its own ran: a loop did, or a thread that waited."""
-        with self.lock:
-            if (
-                request not in seat.running
-            ):  # a signal handler of the user's has raised, and it was ended twice
+        """Give the slot of `seat` back and answer `request`, which no worker of its own has run.
+
+        A loop did, a thread that waited, or another's worker. The wake-ups that follow come back if they are to be `kept`.
+        """
+        self.lock.acquire()
+        try:
+            if request not in seat.running:  # it was ended twice, as something struck in between
                 return ()
             self._seats.give_back(seat, request)
             drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
             effects = self._pump() if self._queued else NOTHING
+        finally:
+            self.lock.release()
         if effects is not NOTHING:
             self.act(effects)
         wakes = deliver(news, kept) if news else ()
@@ -551,7 +529,7 @@ class Router:
 
     def _lost(self, seat: Seat, request: Request, reason: str) -> None:
         """Be told that a thread that ran a request could perhaps not see to its end."""
-        self._ended_elsewhere(seat, request, self._died(request, f"the thread that ran it got {reason}"))
+        self.end(seat, request, self._died(request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 
@@ -567,7 +545,7 @@ class Router:
     def _hire(self, seat: Seat) -> None:
         """Start a worker of `seat`; where the system has no thread to give, the queue must not wait for it."""
         try:
-            seat.replica.add_worker(lambda: self._work(seat))
+            seat.replica.add_worker(lambda: work(self, seat))
         except RuntimeError as error:
             self._not_hired(seat, error)
 

@@ -1,0 +1,161 @@
+"""A worker's life: it comes when it is woken, runs what there is, goes on with what that has made ready, and rests.
+
+When a request ends on a worker, calls that waited for its value are admitted by that thread, and each wants somebody to be
+woken for it. If the worker would now rest, it holds these wake-ups back, claims the head of one of those queues as
+a woken worker would, in the same order and within the same limits, and lets the others be woken before it runs
+anything. So a chain of idle stages that nobody waits for runs through on one thread: a thread switch less per hop.
+
+Meanwhile the worker is none of its own deployment's: that may hire another one, and its replica can stop without it. When
+the worker comes back to as many as there are slots, it goes home.
+
+Which not. A deployment with ``inline=False`` keeps its threads, and its code to them. The producer of a stream may have to
+wait for its reader, and a coroutine belongs to its loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from threadserve.concurrency.waiter import deliver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from threadserve.call.request import Request
+    from threadserve.concurrency.kernel import WaiterLike
+    from threadserve.concurrency.outcome import Outcome
+    from threadserve.concurrency.waiter import Subscriber
+    from threadserve.router.seats import Seat
+
+__all__ = ["NOTHING", "Desk", "Effects", "Wake", "work"]
+
+
+class Effects(NamedTuple):
+    """What a router has decided under its lock and is to do outside."""
+
+    post: tuple[tuple[Seat, Request], ...] = ()
+    """Begin these on the loops of their replicas."""
+    seat: Seat | None = None
+    """Have a worker of this one come."""
+    worker: WaiterLike | None = None
+    """It rests, and this ends its rest; None where it has to be hired."""
+
+
+NOTHING = Effects()
+
+
+class Desk(Protocol):
+    """What a router is to workers, its own and others'."""
+
+    def arrive(self, seat: Seat, *, was_woken: bool = True) -> tuple[Request | None, Effects]:
+        """Take the next request for a worker of `seat`, if there is one for it."""
+        ...
+
+    def conclude(
+        self, seat: Seat, request: Request, outcome: Outcome
+    ) -> tuple[Request | None, Effects, Sequence[Wake]]:
+        """Answer `request`, and take the next one; where there is none the wake-ups that follow come back."""
+        ...
+
+    def rest(self, seat: Seat) -> bool:
+        """Wait to be woken: True; False for a worker that is to go home."""
+        ...
+
+    def depart(self, seat: Seat) -> bool:
+        """Let a worker of `seat` do something else; False where it must not."""
+        ...
+
+    def rejoin(self, seat: Seat) -> bool:
+        """Let that worker be one again; False where it is not wanted any more."""
+        ...
+
+    def act(self, effects: Effects) -> None:
+        """Do what was decided. No lock is held."""
+
+    def claim_instead(self, effects: Effects) -> tuple[Seat, Request] | None:
+        """Claim the head in the place of the worker that was to come; None where that one has been made to come."""
+        ...
+
+    def end(
+        self, seat: Seat, request: Request, outcome: Outcome, kept: type[Wake] | None = None
+    ) -> Sequence[Wake]:
+        """Give the slot of `seat` back, answer `request`, and return the wake-ups that follow, if they are to be `kept`."""
+        ...
+
+
+class Wake:
+    """A wake-up that is due, for a call that has just been admitted because of an answer."""
+
+    __slots__ = ("effects", "router")
+
+    def __init__(self, router: Desk, effects: Effects) -> None:
+        self.router = router
+        self.effects = effects
+
+    def tell(self) -> Iterable[Subscriber]:
+        """Have the worker come."""
+        self.router.act(self.effects)
+        return ()
+
+
+def work(router: Desk, seat: Seat) -> None:
+    """Be a worker of `seat` until there is no need for one. Blocks."""
+    request, effects = router.arrive(seat)
+    wakes: Sequence[Wake] = ()
+    while True:
+        if effects is not NOTHING:
+            router.act(effects)
+        if request is not None:
+            outcome = seat.replica.run(request)
+            if outcome is None:  # it goes on on the loop and keeps its slot
+                request, effects = router.arrive(seat, was_woken=False)
+            else:
+                request, effects, wakes = router.conclude(seat, request, outcome)
+            del outcome
+            continue
+        effects = NOTHING  # a worker holds on to nothing while it rests
+        if wakes:
+            may_stay = _follow(router, seat, wakes)
+            wakes = ()
+            if not may_stay:
+                return
+            request, effects = router.arrive(seat, was_woken=False)
+        elif router.rest(seat):
+            request, effects = router.arrive(seat)
+        else:
+            return
+
+
+def _follow(router: Desk, seat: Seat, wakes: Sequence[Wake]) -> bool:
+    """Be the worker of those who are to be woken, for a while; False when there is no need for one of `seat` any more."""
+    seat.replica.leave()  # first: who stops the replica must not wait for this thread
+    if not router.depart(seat):
+        seat.replica.come_back()
+        deliver(wakes)
+        return True
+    _run_stages(wakes)
+    seat.replica.come_back()
+    return router.rejoin(seat)
+
+
+def _run_stages(wakes: Sequence[Wake]) -> None:
+    """Run what `wakes` are about, one of them, and what follows from that."""
+    while wakes:
+        stage = _claim_one(wakes)
+        if stage is None:
+            return
+        router, seat, request = stage
+        outcome = seat.replica.run(request)
+        wakes = () if outcome is None else router.end(seat, request, outcome, Wake)
+        del outcome, request, stage
+
+
+def _claim_one(wakes: Sequence[Wake]) -> tuple[Desk, Seat, Request] | None:
+    """Claim for one of `wakes`, and let all others be told."""
+    stage: tuple[Desk, Seat, Request] | None = None
+    for wake in wakes:
+        if stage is not None:
+            wake.tell()
+        elif (claimed := wake.router.claim_instead(wake.effects)) is not None:
+            stage = (wake.router, *claimed)
+    return stage
