@@ -568,7 +568,7 @@ def _after_fork() -> None:
     global _process, _simulated_lock
     if _process.runtime is not None:
         inheritance.uninstall()
-        _interrupts.uninstall()
+    _interrupts.forget_all()
     _process, _simulated_lock = _Ground(RealKernel()), RealKernel.lock()
     directory.disown_after_fork()
 
