@@ -240,7 +240,8 @@ class TestTheHandler:
         assert ours.done.index(signum) < 5
 
     def test_that_is_set_by_a_function_imported_before_waits_as_well(self, interrupts: Interrupts) -> None:
-        from signal import getsignal, signal as set_handler
+        from signal import getsignal
+        from signal import signal as set_handler
 
         ours = pretended(signal.SIGUSR1)
         interrupts.install()
@@ -473,14 +474,14 @@ class TestWhetherOurCodeIsInterrupted:
         assert seen == [True]
 
 
-STORM = '''
+STORM = """
 import os, random, signal, sys, threading, time
 from tests.doubles import deployed, check_invariants, assert_nothing_left
 from threadserve.concurrency.interrupts import Interrupts
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import RequestCancelledError
 
-kind, inline, seed, wanted = sys.argv[1], sys.argv[2] == "helping", int(sys.argv[3]), int(sys.argv[4])
+kind, inline, seed, wanted = sys.argv[1], sys.argv[2] == "helps", int(sys.argv[3]), int(sys.argv[4])
 sys.setswitchinterval(1e-5)  # so that it strikes anywhere, and not just where the main thread blocks
 chance = random.Random(seed)
 kernel = RealKernel()
@@ -635,7 +636,7 @@ with deployed(
     call_from_another_thread()
     assert list(streaming.items.remote(100)) == list(range(100))
 print(f"{struck} struck, {time.monotonic() - begin:.1f} s")
-'''
+"""
 
 
 def run_program(code: str, *arguments: object, timeout: float = 100) -> str:
@@ -659,12 +660,10 @@ def restore_interrupts() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("help", ["helping", "not helping"])
-@pytest.mark.parametrize(
-    "kind", ["ctrl-c", "own ctrl-c", pytest.param("alarm", marks=HAS_TIMERS), "cancel"]
-)
-def test_1000_signals_at_random_points_lose_no_slot_no_request_and_no_lock(kind: str, help: str) -> None:
-    output = run_program(STORM, kind, help, 1, 1000)
+@pytest.mark.parametrize("waiter", ["helps", "does not help"])
+@pytest.mark.parametrize("kind", ["ctrl-c", "own ctrl-c", pytest.param("alarm", marks=HAS_TIMERS), "cancel"])
+def test_1000_signals_at_random_points_lose_no_slot_no_request_and_no_lock(kind: str, waiter: str) -> None:
+    output = run_program(STORM, kind, waiter, 1, 1000)
 
     assert output.startswith("1000 struck")
 

@@ -50,6 +50,7 @@ _PACKAGE = __name__.partition(".")[0]
 _HARMLESS = {"asyncio.unix_events", "uvloop.loop", f"{_PACKAGE}.testing.scheduler"}
 _SIGNALS = tuple(map(int, signal.valid_signals()))
 
+_trip: Any = _thread.interrupt_main
 _c: Any = sys.modules["_signal"]
 _set: Callable[[int, Any], Any] = _c.signal
 _get: Callable[[int], Any] = _c.getsignal
@@ -73,7 +74,7 @@ def _trip_later(signum: int) -> object:
     """Return what trips the signal once more when it dies, in C: as what a handler returns it dies after the handler."""
     tripper = _trippers.get(signum)
     if tripper is None:
-        trip = staticmethod(partial(_thread.interrupt_main, signum))
+        trip = staticmethod(partial(_trip, signum))
         tripper = _trippers[signum] = type("_Tripper", (), {"__slots__": (), "__del__": trip})
     return tripper()
 
@@ -93,7 +94,7 @@ class _Guard:
         return self.handler(signum, frame)
 
 
-def _needs_guard(handler: object) -> bool:
+def _needs_guard(handler: Any) -> bool:
     """Whether it is one at all (and not None, SIG_IGN or SIG_DFL), has no guard yet, and may do harm."""
     return (
         callable(handler)
