@@ -6,6 +6,7 @@ Most of it runs in a process of its own, where the main thread is interrupted fr
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import threadserve
-from threadserve.concurrency.interrupts import Interrupts, is_our_code_interrupted
+from threadserve.concurrency.interrupts import INTERRUPTED, Interrupts, is_our_code_interrupted
 from threadserve.concurrency.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -473,6 +474,28 @@ class TestWhetherOurCodeIsInterrupted:
 
         assert seen == [True]
 
+    def test_is_so_in_a_finalizer_that_the_collector_calls_in_the_middle_of_it(
+        self, interrupts: Interrupts
+    ) -> None:
+        seen: list[bool] = []
+
+        class Cyclic:
+            def __init__(self) -> None:
+                self.me = self
+
+            def __del__(self) -> None:
+                seen.append(is_our_code_interrupted())
+
+        ours = in_module("threadserve.pretended", "import gc\ndef work(): gc.collect()")
+        interrupts.install()
+        Cyclic()
+        ours.work()
+        Cyclic()
+        gc.collect()
+
+        assert seen == [True, False]
+        assert not INTERRUPTED
+
 
 STORM = """
 import os, random, signal, sys, threading, time
@@ -785,3 +808,81 @@ with deployed(RealKernel(), Slow) as slow:
 """
 
     assert run_program(textwrap.dedent(PROGRAM) + code) == "ok\n"
+
+
+FINALIZERS = """
+import gc, sys, threading
+from tests.doubles import assert_nothing_left, check_invariants, deployed, wait_until
+from threadserve.concurrency.interrupts import INTERRUPTED, Interrupts
+from threadserve.concurrency.real import RealKernel
+
+inline = sys.argv[1] == "helps"
+kernel, interrupts = RealKernel(), Interrupts()
+kernel.errands.start()
+interrupts.install()
+interrupted = 0
+sent, refusals = [], []
+sys.unraisablehook = lambda failure: refusals.append(str(failure.exc_value))
+
+
+class Work:
+    def __call__(self, number):
+        return number
+
+
+class Cyclic:
+    "Garbage that only the collector finds."
+
+    def __init__(self, deed):
+        self.me, self.deed = self, deed
+
+    def __del__(self):
+        global interrupted
+        interrupted += bool(INTERRUPTED)
+        self.deed()
+
+
+def call():
+    sent.append(work.handle.remote(len(sent)))
+
+
+def call_with_a_deadline():
+    sent.append(work.handle.options(timeout_s=60).remote(len(sent)))
+
+
+def cancel():
+    response.cancel()
+
+
+def wait():
+    work.handle.remote(0).result()
+
+
+with deployed(kernel, Work, max_ongoing_requests=2, inline=inline) as work:
+    response = work.handle.remote(0)
+    for round in range(6000):
+        Cyclic((call, call_with_a_deadline, cancel, wait)[round % 4])
+        gc.set_threshold(1 + round % 61, 1, 1)
+        response = work.handle.remote(round)
+        if round % 3:
+            try:
+                response.result()
+            except Exception as error:
+                assert "cancelled" in str(error), error
+    gc.set_threshold(100_000)
+    gc.collect()
+    assert [answered.result(timeout_s=30) for answered in sent] == list(range(len(sent)))
+    wait_until(lambda: not work.router.statistics().queued + work.router.statistics().ongoing)
+    check_invariants(work.router)
+    assert not INTERRUPTED
+assert interrupted > 100, interrupted
+assert refusals
+assert all("in a finalizer that the garbage collector calls" in refusal for refusal in refusals), set(refusals)
+print("ok")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waiter", ["helps", "does not help"])
+def test_a_finalizer_may_send_and_cancel_requests_whatever_the_collector_has_interrupted(waiter: str) -> None:
+    assert run_program(FINALIZERS, waiter) == "ok\n"

@@ -26,14 +26,21 @@ Three handlers get no guard, for they can be called anywhere: that of asyncio an
 tripped twice), and the simulator's, which decides by itself. Not covered is what was set before a runtime that another
 thread than the main one has started: only the main thread may put a guard there. And setting a handler
 anew, as is done for its guard, undoes a ``signal.siginterrupt`` or ``faulthandler.register(chain=True)`` of before.
+
+The garbage collector is another matter. It too comes between any two bytecodes (before Python 3.12 at any allocation), and
+calls the user's finalizers, which may send a request or cancel one, with a lock of ours held beneath them: that
+deadlocked on every version [tried]. It cannot be put off; but it says when it begins and when it ends, so that what is
+asked for in between, in a thread where it interrupted our code, can be left to the reaper (``INTERRUPTED``).
 """
 
 from __future__ import annotations
 
 import _thread
+import gc
 import signal
 import sys
 import threading
+from _thread import get_ident
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,11 +51,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
-__all__ = ["Interrupts", "is_our_code_interrupted"]
+__all__ = ["INTERRUPTED", "Interrupts", "is_our_code_interrupted"]
 
 _PACKAGE = __name__.partition(".")[0]
 _HARMLESS = {"asyncio.unix_events", "uvloop.loop", f"{_PACKAGE}.testing.scheduler"}
 _SIGNALS = tuple(map(int, signal.valid_signals()))
+
+INTERRUPTED: set[int] = set()
+"""The threads whose finalizers are being called by the garbage collector in the middle of our code; it is seldom any."""
 
 _trip: Any = _thread.interrupt_main
 _c: Any = sys.modules["_signal"]
@@ -118,12 +128,23 @@ def _may_set() -> bool:
     raise AssertionError("None was taken for a signal handler")
 
 
-def is_our_code_interrupted() -> bool:
-    """Whether a signal handler of the user's asks, and the code of ours that it interrupted may hold locks.
+def _note_collection(phase: str, _info: dict[str, int]) -> None:
+    """Be told by the garbage collector, before and after, on the thread that it has interrupted."""
+    if phase == "stop":
+        if INTERRUPTED:
+            INTERRUPTED.discard(get_ident())
+    elif not _may_raise(sys._getframe().f_back):  # None where nothing is running yet, or any more
+        INTERRUPTED.add(get_ident())
 
-    That is so only if it has no guard. Then nothing can be waited for here: what is interrupted goes on only when the
-    handler has returned.
+
+def is_our_code_interrupted() -> bool:
+    """Whether a finalizer or signal handler of the user's asks, and the code of ours that it interrupted may hold locks.
+
+    Of the handlers only one without a guard. Then nothing can be waited for here: what is interrupted goes on only
+    when the finalizer or handler has returned.
     """
+    if INTERRUPTED and get_ident() in INTERRUPTED:
+        return True
     if threading.current_thread() is not threading.main_thread():
         return False
     codes = {_code_of(handler) for handler in map(_get, _SIGNALS) if _needs_guard(handler)}
@@ -157,6 +178,10 @@ class Interrupts:
 
         Never blocks. Any thread may call it.
         """
+        if (
+            _note_collection not in gc.callbacks
+        ):  # for good: the one that goes might go between before and after
+            gc.callbacks.append(_note_collection)
         self._users.append(None)
         self._guard()
 
