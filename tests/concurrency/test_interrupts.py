@@ -810,6 +810,57 @@ with deployed(RealKernel(), Slow) as slow:
     assert run_program(textwrap.dedent(PROGRAM) + code) == "ok\n"
 
 
+EXITING = """
+import signal, sys, threading, time
+from tests.doubles import LateWorkers, check_invariants, unattended
+from threadserve.concurrency.interrupts import Interrupts
+
+interrupts = Interrupts()
+interrupts.install()
+main = threading.get_ident()
+deaths = []
+
+
+def leave(signum, frame):
+    sys.exit(7)
+
+
+class Work:
+    def plain(self, is_elsewhere=False):
+        assert is_elsewhere or threading.get_ident() == main
+        threading.Thread(target=signal.pthread_kill, args=(main, signal.SIGTERM)).start()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            pass
+
+    async def coroutine(self):
+        self.plain(is_elsewhere=True)  # perhaps: the loop may have been faster than who waits
+
+
+signal.signal(signal.SIGTERM, leave)
+with unattended(LateWorkers(), Work, max_ongoing_requests=1) as work:
+    work.pool.seats[0].replica.on_death = deaths.append
+    response = work.handle.METHOD.remote()
+    try:
+        response.result()
+    except SystemExit as exit:
+        assert exit.code == 7
+    else:
+        raise AssertionError("it did not end the program")
+    assert not deaths, deaths
+    assert response.exception() is not None or "METHOD" == "coroutine"
+    check_invariants(work.router)
+    interrupts.uninstall()
+print("ok")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["plain", "coroutine"])
+def test_an_exit_from_a_signal_handler_is_the_main_threads_whose_body_ever_it_runs(method: str) -> None:
+    assert run_program(EXITING.replace("METHOD", method)) == "ok\n"
+
+
 FINALIZERS = """
 import gc, sys, threading
 from tests.doubles import assert_nothing_left, check_invariants, deployed, wait_until

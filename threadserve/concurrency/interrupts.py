@@ -39,19 +39,19 @@ import _thread
 import gc
 import signal
 import sys
-import threading
 from _thread import get_ident
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from threadserve.concurrency.threads import is_main_thread
 from threadserve.concurrency.waiter import read_on, wait_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
-__all__ = ["INTERRUPTED", "Interrupts", "is_our_code_interrupted"]
+__all__ = ["INTERRUPTED", "Interrupts", "is_interrupt", "is_our_code_interrupted"]
 
 _PACKAGE = __name__.partition(".")[0]
 _HARMLESS = {"asyncio.unix_events", "uvloop.loop", f"{_PACKAGE}.testing.scheduler"}
@@ -145,7 +145,7 @@ def is_our_code_interrupted() -> bool:
     """
     if INTERRUPTED and get_ident() in INTERRUPTED:
         return True
-    if threading.current_thread() is not threading.main_thread():
+    if not is_main_thread():
         return False
     codes = {_code_of(handler) for handler in map(_get, _SIGNALS) if _needs_guard(handler)}
     if not codes:
@@ -159,6 +159,19 @@ def is_our_code_interrupted() -> bool:
 def _code_of(handler: Any) -> CodeType | None:
     code: CodeType | None = getattr(getattr(handler, "__func__", handler), "__code__", None)
     return code
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a signal handler has raised `error`, be it Python's own for Ctrl-C, on the calling thread.
+
+    Then it is nobody's answer: it is the main thread's, which happened to run a body while it waited.
+    """
+    if not is_main_thread():
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not _Guard.__call__.__code__:
+        trace = trace.tb_next
+    return trace is not None or isinstance(error, KeyboardInterrupt)
 
 
 class Interrupts:
