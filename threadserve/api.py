@@ -6,6 +6,7 @@ All act on the one runtime of this process; in a thread that is under a simulate
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import sys
@@ -17,12 +18,13 @@ from threadserve.call import directory
 from threadserve.call.context import inheritance
 from threadserve.concurrency.interrupts import Interrupts, is_our_code_interrupted
 from threadserve.concurrency.real import RealKernel, kernel_here
+from threadserve.concurrency.threads import get_ident
 from threadserve.errors import ConfigError, NotSupportedError, ServeError
 from threadserve.runtime.controller import Controller
 from threadserve.runtime.status import ServeStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from threadserve.app.deployment import Application
@@ -61,6 +63,22 @@ class RunTarget(NamedTuple):
     route_prefix: str | Unset | None = UNSET
 
 
+_engaged: set[int] = set()
+"""The threads that bring up or take down: who asks for more on one of them is a handler or finalizer that came between."""
+
+
+@contextlib.contextmanager
+def _engage() -> Iterator[None]:
+    ident = get_ident()
+    is_outermost = ident not in _engaged
+    _engaged.add(ident)
+    try:
+        yield
+    finally:
+        if is_outermost:
+            _engaged.discard(ident)
+
+
 class _Runtime:
     """The controller and, once it is wanted, the HTTP server."""
 
@@ -76,6 +94,7 @@ class _Runtime:
             inheritance.install()
             _interrupts.install()
 
+    @_engage()
     def serve_http(self, options: HTTPOptions) -> None:
         """Start the HTTP server, unless there is one. Blocks until it accepts connections."""
         if not self._is_real:
@@ -88,6 +107,7 @@ class _Runtime:
                 server.start()
                 self.server = server
 
+    @_engage()
     def serve_http_late(self, options: HTTPOptions) -> None:
         """Take the port, unless there is a server; what serves there starts with the first client."""
         if not self._is_real:
@@ -100,6 +120,7 @@ class _Runtime:
                     self.kernel, options, self.controller.routes, self.controller.patience
                 )
 
+    @_engage()
     def stop_http(self) -> None:
         """Stop the server, if there is one."""
         with self._lock:
@@ -107,6 +128,7 @@ class _Runtime:
         if server is not None:
             server.stop()
 
+    @_engage()
     def deploy(self, plan: Plan, prefix: str | None, isolation: Isolation | None) -> DeploymentHandle[Any]:
         """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
         if prefix is None:
@@ -183,6 +205,7 @@ class _Ground:
                 self.runtime = _Runtime(self.kernel, resources)
             return self.runtime
 
+    @_engage()
     def shutdown(self) -> None:
         """End the runtime, if there is one, or wait for the end of the last one."""
         with self._lock:
@@ -429,14 +452,15 @@ def delete(name: str) -> None:
     """Take an app down: running requests finish, queued ones get DeploymentUnavailableError.
 
     Blocks until it is gone, for the longest ``graceful_shutdown_timeout_s`` of the app at most; from inside a replica of
-    the app it does not wait, nor in a signal handler that has interrupted threadserve itself. An unknown name is no
-    error. Any thread.
+    the app it does not wait, nor in a signal handler or finalizer that has interrupted ``run``, ``delete`` and the
+    like, or a finalizer that has interrupted a call. An unknown name is no error. Any thread.
     """
     if _is_left_to_a_thread(lambda: delete(name)):
         return
     runtime = _ground().runtime
     if runtime is not None:
-        runtime.controller.delete(name)
+        with _engage():
+            runtime.controller.delete(name)
 
 
 def shutdown() -> None:
@@ -447,8 +471,8 @@ def shutdown() -> None:
 
 
 def _is_left_to_a_thread(verb: Callable[[], object]) -> bool:
-    """Leave `verb` to a thread, and say so, where a signal handler asks for it and its wait could not end."""
-    if not is_our_code_interrupted():
+    """Leave `verb` to a thread, and say so, where a handler or finalizer asks for it and its wait could not end."""
+    if get_ident() not in _engaged and not is_our_code_interrupted():
         return False
     kernel = _process.kernel
     kernel.errands.post(lambda: kernel.spawn("threadserve signalled", verb))
