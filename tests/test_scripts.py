@@ -501,6 +501,25 @@ class TestASignalHandlerOfTheUsers:
 
         assert (ended.status, ended.out, ended.err) == (0, "True {}\n", "")
 
+    @pytest.mark.slow
+    def test_that_exits_ends_the_wait_for_what_runs_at_the_exit(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            def strike():
+                began.wait()
+                threading.Event().wait(0.3)  # until the exit waits, or a handler that exits would end the program itself
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+            threading.Thread(target=strike, daemon=True).start()
+            serve.run(sleep.bind()).remote(60)
+            """,
+        )
+
+        assert "Traceback" not in ended.err
+        assert ended.seconds < 20
+
 
 @HAS_FORK
 class TestFork:

@@ -569,7 +569,7 @@ def _at_exit() -> None:
             left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
             if left:
                 _tell("gave up", left)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # by a signal handler: do not wait any more
             pass
     interpreters = sys.modules.get("threadserve.replica.interpreter")
     if (
