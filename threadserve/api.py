@@ -6,7 +6,6 @@ All act on the one runtime of this process; in a thread that is under a simulate
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import os
 import sys
@@ -24,7 +23,7 @@ from threadserve.runtime.controller import Controller
 from threadserve.runtime.status import ServeStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from threadserve.app.deployment import Application
@@ -67,16 +66,16 @@ _engaged: set[int] = set()
 """The threads that bring up or take down: who asks for more on one of them is a handler or finalizer that came between."""
 
 
-@contextlib.contextmanager
-def _engage() -> Iterator[None]:
-    ident = get_ident()
-    is_outermost = ident not in _engaged
-    _engaged.add(ident)
-    try:
-        yield
-    finally:
-        if is_outermost:
-            _engaged.discard(ident)
+class _Engaged:
+    """The length of a ``with`` block in which the calling thread brings up or takes down."""
+
+    def __enter__(self) -> None:
+        self._is_outermost = get_ident() not in _engaged
+        _engaged.add(get_ident())
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_outermost:
+            _engaged.discard(get_ident())
 
 
 class _Runtime:
@@ -94,12 +93,11 @@ class _Runtime:
             inheritance.install()
             _interrupts.install()
 
-    @_engage()
     def serve_http(self, options: HTTPOptions) -> None:
         """Start the HTTP server, unless there is one. Blocks until it accepts connections."""
         if not self._is_real:
             raise NotSupportedError("there is no HTTP in a simulation: it has no sockets; call the handle")
-        with self._lock:
+        with _Engaged(), self._lock:
             if self.server is None:
                 from threadserve.http.server import Server
 
@@ -107,12 +105,11 @@ class _Runtime:
                 server.start()
                 self.server = server
 
-    @_engage()
     def serve_http_late(self, options: HTTPOptions) -> None:
         """Take the port, unless there is a server; what serves there starts with the first client."""
         if not self._is_real:
             raise NotSupportedError("there is no HTTP in a simulation: it has no sockets; call the handle")
-        with self._lock:
+        with _Engaged(), self._lock:
             if self.server is None:
                 from threadserve.http.late import LateServer
 
@@ -120,7 +117,6 @@ class _Runtime:
                     self.kernel, options, self.controller.routes, self.controller.patience
                 )
 
-    @_engage()
     def stop_http(self) -> None:
         """Stop the server, if there is one."""
         with self._lock:
@@ -128,7 +124,6 @@ class _Runtime:
         if server is not None:
             server.stop()
 
-    @_engage()
     def deploy(self, plan: Plan, prefix: str | None, isolation: Isolation | None) -> DeploymentHandle[Any]:
         """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
         if prefix is None:
@@ -205,7 +200,6 @@ class _Ground:
                 self.runtime = _Runtime(self.kernel, resources)
             return self.runtime
 
-    @_engage()
     def shutdown(self) -> None:
         """End the runtime, if there is one, or wait for the end of the last one."""
         with self._lock:
@@ -291,7 +285,9 @@ def run(
     runtime = _current()
     if isinstance(prefix, Unset):
         prefix = "/" if runtime.serves_all else None
-    handle = runtime.deploy(plan, prefix, _isolation_for(plan) if strict else None)
+    isolation = _isolation_for(plan) if strict else None
+    with _Engaged():
+        handle = runtime.deploy(plan, prefix, isolation)
     if blocking:
         _block(runtime)
     return handle
@@ -307,7 +303,8 @@ def run_isolated(
 ) -> DeploymentHandle[Any]:
     """Run an app whose values pass through `isolation`; for ``as_ray``. HTTP is for ``serve_http_late``. See ``run``."""
     plan = build(target, name)
-    return _current().controller.deploy(plan, route_prefix, isolation)
+    with _Engaged():
+        return _current().controller.deploy(plan, route_prefix, isolation)
 
 
 def serve_http_late(options: HTTPOptions) -> None:
@@ -323,9 +320,10 @@ def delete_all() -> None:
     """Stop serving HTTP and take all apps down; the runtime goes on, with its tasks and actors. For ``as_ray``."""
     runtime = _ground().runtime
     if runtime is not None:
-        runtime.stop_http()
-        for name in runtime.controller.status().applications:
-            runtime.controller.delete(name)
+        with _Engaged():
+            runtime.stop_http()
+            for name in runtime.controller.status().applications:
+                runtime.controller.delete(name)
 
 
 def wait_for_shutdown() -> None:
@@ -459,7 +457,7 @@ def delete(name: str) -> None:
         return
     runtime = _ground().runtime
     if runtime is not None:
-        with _engage():
+        with _Engaged():
             runtime.controller.delete(name)
 
 
@@ -467,7 +465,8 @@ def shutdown() -> None:
     """Take all apps down, as ``delete`` does, and stop serving HTTP. Blocks. May be repeated; ``run`` starts anew."""
     if _is_left_to_a_thread(shutdown):
         return
-    _ground().shutdown()
+    with _Engaged():
+        _ground().shutdown()
 
 
 def _is_left_to_a_thread(verb: Callable[[], object]) -> bool:
