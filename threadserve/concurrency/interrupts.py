@@ -29,8 +29,8 @@ anew, as is done for its guard, undoes a ``signal.siginterrupt`` or ``faulthandl
 
 The garbage collector is another matter. It too comes between any two bytecodes (before Python 3.12 at any allocation), and
 calls the user's finalizers, which may send a request or cancel one, with a lock of ours held beneath them: that
-deadlocked on every version [tried]. It cannot be put off; but it says when it begins and when it ends, so that what is
-asked for in between, in a thread where it interrupted our code, can be left to the reaper (``INTERRUPTED``).
+deadlocked on 3.11, 3.12 and 3.14 [tried]. It cannot be put off; but it says when it begins and when it ends, so that what
+is asked for in between, in a thread where it interrupted our code, can be left to the reaper (``INTERRUPTED``).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _note_collection(phase: str, _info: dict[str, int]) -> None:
     if phase == "stop":
         if INTERRUPTED:
             INTERRUPTED.discard(get_ident())
-    elif not _may_raise(sys._getframe().f_back):  # None where nothing is running yet, or any more
+    elif not _may_raise(sys._getframe().f_back):
         INTERRUPTED.add(get_ident())
 
 
