@@ -885,6 +885,9 @@ class Work:
     def __call__(self, number):
         return number
 
+    def items(self):
+        yield from range(1000)
+
 
 class Cyclic:
     "Garbage that only the collector finds."
@@ -910,14 +913,23 @@ def cancel():
     response.cancel()
 
 
-def wait():
-    work.handle.remote(0).result()
+def stream():
+    work.handle.options(stream=True).items.remote().cancel()
+
+
+REFUSED = {
+    "cannot block": lambda: work.handle.remote(0).result(),
+    "cannot block on app/D.items": lambda: next(work.handle.options(stream=True).items.remote()),
+    "cannot make a future": lambda: work.handle.remote(0).future,
+    "cannot add a callback": lambda: work.handle.remote(0).add_done_callback(repr),
+}
+DEEDS = (call, call_with_a_deadline, cancel, stream, *REFUSED.values())
 
 
 with deployed(kernel, Work, max_ongoing_requests=2, inline=inline) as work:
     response = work.handle.remote(0)
     for round in range(6000):
-        Cyclic((call, call_with_a_deadline, cancel, wait)[round % 4])
+        Cyclic(DEEDS[round % len(DEEDS)])
         gc.set_threshold(1 + round % 61, 1, 1)
         response = work.handle.remote(round)
         if round % 3:
@@ -928,11 +940,11 @@ with deployed(kernel, Work, max_ongoing_requests=2, inline=inline) as work:
     gc.set_threshold(100_000)
     gc.collect()
     assert [answered.result(timeout_s=30) for answered in sent] == list(range(len(sent)))
-    wait_until(lambda: not work.router.statistics().queued + work.router.statistics().ongoing)
+    wait_until(lambda: not (work.router.statistics().queued or work.router.statistics().ongoing))
     check_invariants(work.router)
     assert not INTERRUPTED
 assert interrupted > 100, interrupted
-assert refusals
+assert all(any(refusal.startswith(said) for refusal in refusals) for said in REFUSED), set(refusals)
 assert all("in a finalizer that the garbage collector calls" in refusal for refusal in refusals), set(refusals)
 print("ok")
 """

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, cast
 
-from threadserve.call.answer import Answer, Callback, describe, request_of
+from threadserve.call.answer import Answer, Callback, describe, refuse_in_finalizer, request_of
 from threadserve.call.blocking import wait_for
 from threadserve.concurrency.interrupts import INTERRUPTED, is_our_code_interrupted
 from threadserve.concurrency.outcome import Value
@@ -121,6 +121,7 @@ class DeploymentResponse(Answer[R_co]):
         """
         if not callable(fn):
             raise TypeError(f"add_done_callback wants a function of the response, not {fn!r}")
+        refuse_in_finalizer("cannot add a callback")
         callback = Callback(self._request, lambda: fn(self))
         if not self._request.subscribe(callback):
             callback.call()
@@ -209,11 +210,7 @@ def refuse_to_block(what: str, instead: str) -> None:
 
     That is an event loop that runs in this thread, or code of ours that a finalizer has interrupted.
     """
-    if INTERRUPTED and is_our_code_interrupted():
-        raise RuntimeError(
-            f"cannot block on {what} in a finalizer that the garbage collector calls in the middle of a call; "
-            "send requests from there, and wait for none"
-        )
+    refuse_in_finalizer(f"cannot block on {what}")
     if is_in_event_loop():
         raise RuntimeError(f"cannot block on {what} inside a running event loop; {instead}")
 

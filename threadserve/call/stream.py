@@ -9,6 +9,7 @@ from threadserve.call.directory import refuse_after_fork
 from threadserve.call.request import ANSWERED, CURRENT, Request, check_cancelled, current_request
 from threadserve.call.response import cancel, is_in_event_loop, refuse_to_block
 from threadserve.concurrency.channel import EMPTY, END, Channel
+from threadserve.concurrency.interrupts import INTERRUPTED
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import ThreadWaiter
@@ -59,7 +60,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     def __next__(self) -> R_co:
         """Return the next item, blocking until there is one. Any thread; a checkpoint, as ``response.result`` is."""
-        if is_in_event_loop():  # before an item is taken, which would be lost
+        if INTERRUPTED or is_in_event_loop():  # before an item is taken, which would be lost
             refuse_to_block(self._name, "read it with `async for`")
         refuse_after_fork(self._request.router)
         if CURRENT.get() is not None:
