@@ -459,6 +459,67 @@ class TestASignalHandlerOfTheUsers:
 
         assert (ended.status, ended.out, ended.err) == (0, "200\n", "")
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("verb", ["serve.delete('default')", "serve.shutdown()"])
+    @pytest.mark.parametrize("moment", ["comes up", "is deleted", "is shut down"])
+    def test_may_take_apps_down_while_the_main_thread_waits_for_one(
+        self, tmp_path: Path, verb: str, moment: str
+    ) -> None:
+        ended = run(
+            tmp_path,
+            f"""
+            import faulthandler; faulthandler.dump_traceback_later(20, exit=True)
+
+            def strike():
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+                handled.wait(10)
+
+            def handle(*_):
+                {verb}
+                handled.set()
+
+            class Slow:
+                def __init__(self):
+                    if "{moment}" == "comes up":
+                        strike()
+                def __del__(self):
+                    if "{moment}" != "comes up":
+                        strike()
+
+            handled = threading.Event()
+            signal.signal(signal.SIGTERM, handle)
+            try:
+                serve.run(serve.deployment(Slow).bind())
+            except serve.ServeError:  # it was taken down before it was up
+                assert "{moment}" == "comes up"
+            if "{moment}" == "is deleted":
+                serve.delete("default")
+            serve.shutdown()
+            print(handled.is_set(), serve.status().applications)
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "True {}\n", "")
+
+    @pytest.mark.slow
+    def test_that_exits_ends_the_wait_for_what_runs_at_the_exit(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            def strike():
+                began.wait()
+                threading.Event().wait(0.3)  # until the exit waits, or a handler that exits would end the program itself
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+            threading.Thread(target=strike, daemon=True).start()
+            serve.run(sleep.bind()).remote(60)
+            """,
+        )
+
+        assert "Traceback" not in ended.err
+        assert ended.seconds < 20
+
 
 @HAS_FORK
 class TestFork:

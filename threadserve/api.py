@@ -17,6 +17,7 @@ from threadserve.call import directory
 from threadserve.call.context import inheritance
 from threadserve.concurrency.interrupts import Interrupts, is_our_code_interrupted
 from threadserve.concurrency.real import RealKernel, kernel_here
+from threadserve.concurrency.threads import get_ident
 from threadserve.errors import ConfigError, NotSupportedError, ServeError
 from threadserve.runtime.controller import Controller
 from threadserve.runtime.status import ServeStatus
@@ -61,6 +62,22 @@ class RunTarget(NamedTuple):
     route_prefix: str | Unset | None = UNSET
 
 
+_engaged: set[int] = set()
+"""The threads that bring up or take down: who asks for more on one of them is a handler or finalizer that came between."""
+
+
+class _Engaged:
+    """The length of a ``with`` block in which the calling thread brings up or takes down."""
+
+    def __enter__(self) -> None:
+        self._is_outermost = get_ident() not in _engaged
+        _engaged.add(get_ident())
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_outermost:
+            _engaged.discard(get_ident())
+
+
 class _Runtime:
     """The controller and, once it is wanted, the HTTP server."""
 
@@ -80,7 +97,7 @@ class _Runtime:
         """Start the HTTP server, unless there is one. Blocks until it accepts connections."""
         if not self._is_real:
             raise NotSupportedError("there is no HTTP in a simulation: it has no sockets; call the handle")
-        with self._lock:
+        with _Engaged(), self._lock:
             if self.server is None:
                 from threadserve.http.server import Server
 
@@ -92,7 +109,7 @@ class _Runtime:
         """Take the port, unless there is a server; what serves there starts with the first client."""
         if not self._is_real:
             raise NotSupportedError("there is no HTTP in a simulation: it has no sockets; call the handle")
-        with self._lock:
+        with _Engaged(), self._lock:
             if self.server is None:
                 from threadserve.http.late import LateServer
 
@@ -268,7 +285,9 @@ def run(
     runtime = _current()
     if isinstance(prefix, Unset):
         prefix = "/" if runtime.serves_all else None
-    handle = runtime.deploy(plan, prefix, _isolation_for(plan) if strict else None)
+    isolation = _isolation_for(plan) if strict else None
+    with _Engaged():
+        handle = runtime.deploy(plan, prefix, isolation)
     if blocking:
         _block(runtime)
     return handle
@@ -284,7 +303,8 @@ def run_isolated(
 ) -> DeploymentHandle[Any]:
     """Run an app whose values pass through `isolation`; for ``as_ray``. HTTP is for ``serve_http_late``. See ``run``."""
     plan = build(target, name)
-    return _current().controller.deploy(plan, route_prefix, isolation)
+    with _Engaged():
+        return _current().controller.deploy(plan, route_prefix, isolation)
 
 
 def serve_http_late(options: HTTPOptions) -> None:
@@ -300,9 +320,10 @@ def delete_all() -> None:
     """Stop serving HTTP and take all apps down; the runtime goes on, with its tasks and actors. For ``as_ray``."""
     runtime = _ground().runtime
     if runtime is not None:
-        runtime.stop_http()
-        for name in runtime.controller.status().applications:
-            runtime.controller.delete(name)
+        with _Engaged():
+            runtime.stop_http()
+            for name in runtime.controller.status().applications:
+                runtime.controller.delete(name)
 
 
 def wait_for_shutdown() -> None:
@@ -429,26 +450,28 @@ def delete(name: str) -> None:
     """Take an app down: running requests finish, queued ones get DeploymentUnavailableError.
 
     Blocks until it is gone, for the longest ``graceful_shutdown_timeout_s`` of the app at most; from inside a replica of
-    the app it does not wait, nor in a signal handler that has interrupted threadserve itself. An unknown name is no
-    error. Any thread.
+    the app it does not wait, nor in a signal handler or finalizer that has interrupted ``run``, ``delete`` and the
+    like, or a finalizer that has interrupted a call. An unknown name is no error. Any thread.
     """
     if _is_left_to_a_thread(lambda: delete(name)):
         return
     runtime = _ground().runtime
     if runtime is not None:
-        runtime.controller.delete(name)
+        with _Engaged():
+            runtime.controller.delete(name)
 
 
 def shutdown() -> None:
     """Take all apps down, as ``delete`` does, and stop serving HTTP. Blocks. May be repeated; ``run`` starts anew."""
     if _is_left_to_a_thread(shutdown):
         return
-    _ground().shutdown()
+    with _Engaged():
+        _ground().shutdown()
 
 
 def _is_left_to_a_thread(verb: Callable[[], object]) -> bool:
-    """Leave `verb` to a thread, and say so, where a signal handler asks for it and its wait could not end."""
-    if not is_our_code_interrupted():
+    """Leave `verb` to a thread, and say so, where a handler or finalizer asks for it and its wait could not end."""
+    if get_ident() not in _engaged and not is_our_code_interrupted():
         return False
     kernel = _process.kernel
     kernel.errands.post(lambda: kernel.spawn("threadserve signalled", verb))
@@ -545,7 +568,7 @@ def _at_exit() -> None:
             left = runtime.controller.exit(_EXIT_PATIENCE_S, lambda names: _tell("waiting for", names))
             if left:
                 _tell("gave up", left)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # by a signal handler: do not wait any more
             pass
     interpreters = sys.modules.get("threadserve.replica.interpreter")
     if (
@@ -568,7 +591,7 @@ def _after_fork() -> None:
     global _process, _simulated_lock
     if _process.runtime is not None:
         inheritance.uninstall()
-        _interrupts.uninstall()
+    _interrupts.forget_all()
     _process, _simulated_lock = _Ground(RealKernel()), RealKernel.lock()
     directory.disown_after_fork()
 

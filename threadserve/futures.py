@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias,
 
 from threadserve.call.answer import Answer, request_of
 from threadserve.call.blocking import block, suspend
-from threadserve.call.response import check_seconds, refuse_in_event_loop
+from threadserve.call.response import check_seconds, refuse_to_block
 from threadserve.concurrency.loops import LoopWaiter, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.real import RealKernel, kernel_here
@@ -87,7 +87,7 @@ def wait(
     """
     arrivals = _Arrivals(sources)
     enough = _enough(return_when, arrivals.total)
-    refuse_in_event_loop("the calls", "use `await wait_async(...)`")
+    refuse_to_block("the calls", "use `await wait_async(...)`")
     done: set[S] = set()
     deadline = arrivals.deadline(timeout)
     with arrivals:
@@ -133,7 +133,7 @@ class as_completed(Generic[S]):  # noqa: N801 - used like a function
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[S]:
-        refuse_in_event_loop("as_completed", "use `async for`")
+        refuse_to_block("as_completed", "use `async for`")
         arrivals = _Arrivals(self._sources)
         deadline = arrivals.deadline(self._timeout)
         with arrivals:

@@ -12,6 +12,7 @@ from threadserve.call.request import CURRENT, Request
 from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.concurrency.channel import Channel
+from threadserve.concurrency.interrupts import INTERRUPTED, is_our_code_interrupted
 from threadserve.concurrency.threads import get_ident, is_stack_full
 
 if TYPE_CHECKING:
@@ -232,11 +233,25 @@ class DeploymentHandle(Generic[T_co]):
         )
         if self._model_id:
             request.model_id = self._model_id
+        if INTERRUPTED and is_our_code_interrupted():
+            return self._call_later(request, parent, bound)
         if parent is not None or self._timeout_s is not None or bound != _INF:
             if parent is not None and parent.is_over:
                 parent = None
             request.descend_from(parent, self._timeout_s, bound)
         router.assign(request)
+        return self._stream_type(request) if self._stream else self._response_type(request)
+
+    def _call_later(
+        self, request: Request, parent: Request | None, bound: float
+    ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
+        """Make the call of a finalizer that interrupted code of ours, which may hold the locks that a call takes."""
+
+        def assign() -> None:
+            request.descend_from(None if parent is None or parent.is_over else parent, self._timeout_s, bound)
+            request.router.assign(request)
+
+        request.router.kernel.errands.post(assign)
         return self._stream_type(request) if self._stream else self._response_type(request)
 
     def _refuse_option(self, name: str) -> NoReturn:

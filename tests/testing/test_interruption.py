@@ -12,6 +12,7 @@ import pytest
 
 from tests.doubles import IS_FREE_THREADED
 from tests.testing.programs import alive, run
+from threadserve.concurrency.interrupts import Interrupts
 from threadserve.testing import scheduler
 from threadserve.testing.scheduler import SimulatedKernel, explore
 from threadserve.testing.turns import Entry, told
@@ -191,6 +192,14 @@ class TestCtrlC:
         assert unwound == ["main", "worker"]
         assert alive() == before
         assert signal.getsignal(signal.SIGINT) is handler
+
+    def test_ends_the_run_as_well_while_a_real_app_keeps_handlers_out_of_our_code(self) -> None:
+        interrupts = Interrupts()
+        interrupts.install()
+        try:
+            self.test_ends_the_run_in_order_while_main_waits()
+        finally:
+            interrupts.uninstall()
 
     def test_strikes_at_once_in_the_code_of_main(self) -> None:
         def main(kernel: SimulatedKernel) -> str:

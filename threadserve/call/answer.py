@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from threadserve.call.blocking import check_cancelled_async, wait_for_async
 from threadserve.call.request import ANSWERED, RUNNING, Request
+from threadserve.concurrency.interrupts import INTERRUPTED, is_our_code_interrupted
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
 
-__all__ = ["Answer", "Callback", "describe", "mirror", "request_of"]
+__all__ = ["Answer", "Callback", "describe", "mirror", "refuse_in_finalizer", "request_of"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -52,7 +53,17 @@ class Answer(Generic[R_co]):
 
         Its ``cancel`` has the Future's meaning: it succeeds only while the body has not begun.
         """
+        refuse_in_finalizer("cannot make a future")
         return cast("concurrent.futures.Future[R_co]", mirror(self._request))
+
+
+def refuse_in_finalizer(refusal: str) -> None:
+    """Raise RuntimeError in a finalizer that has interrupted our code, and with it what holds the locks to be taken."""
+    if INTERRUPTED and is_our_code_interrupted():
+        raise RuntimeError(
+            f"{refusal} in a finalizer that the garbage collector calls in the middle of threadserve's own code; "
+            "send and cancel requests there, and do no more with them"
+        )
 
 
 def request_of(answer: Answer[Any]) -> Request:

@@ -6,9 +6,9 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, cast
 
-from threadserve.call.answer import Answer, Callback, describe, request_of
+from threadserve.call.answer import Answer, Callback, describe, refuse_in_finalizer, request_of
 from threadserve.call.blocking import wait_for
-from threadserve.concurrency.interrupts import is_our_code_interrupted
+from threadserve.concurrency.interrupts import INTERRUPTED, is_our_code_interrupted
 from threadserve.concurrency.outcome import Value
 from threadserve.errors import ArgumentError
 
@@ -24,7 +24,7 @@ __all__ = [
     "cancel",
     "check_seconds",
     "is_in_event_loop",
-    "refuse_in_event_loop",
+    "refuse_to_block",
     "request_of",
 ]
 
@@ -72,7 +72,7 @@ class DeploymentResponse(Answer[R_co]):
         if refused or unknown:
             refuse_wait_arguments("result", refused, unknown)
         request = self._request
-        if timeout_s is not None or _running_loop() is not None:
+        if timeout_s is not None or INTERRUPTED or _running_loop() is not None:
             self._wait(timeout_s)
         else:
             wait_for(request)
@@ -121,6 +121,7 @@ class DeploymentResponse(Answer[R_co]):
         """
         if not callable(fn):
             raise TypeError(f"add_done_callback wants a function of the response, not {fn!r}")
+        refuse_in_finalizer("cannot add a callback")
         callback = Callback(self._request, lambda: fn(self))
         if not self._request.subscribe(callback):
             callback.call()
@@ -158,14 +159,12 @@ class DeploymentResponse(Answer[R_co]):
         from threadserve.call.objectref import ObjectRef
 
         if not _allow_running_in_asyncio_loop:
-            refuse_in_event_loop("_to_object_ref_sync()", "use `await response._to_object_ref()`")
+            refuse_to_block("_to_object_ref_sync()", "use `await response._to_object_ref()`")
         return ObjectRef(self._request)
 
     def _wait(self, timeout_s: float | None) -> None:
         request = self._request
-        refuse_in_event_loop(
-            f"{request.router.name}.{request.method}", "await the response: `await response`"
-        )
+        refuse_to_block(f"{request.router.name}.{request.method}", "await the response: `await response`")
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
         if not wait_for(request, timeout_s):
@@ -184,7 +183,7 @@ def refuse_wait_arguments(verb: str, refused: tuple[Any, ...], unknown: dict[str
 
 
 def cancel(request: Request) -> None:
-    """Cancel `request` for a user: a signal handler that has interrupted our code must not wait for our locks."""
+    """Cancel `request` for a user: a finalizer or handler that has interrupted our code must not wait for our locks."""
     if is_our_code_interrupted():
         request.was_cancelled = True
         request.router.kernel.errands.post(request.cancel)
@@ -206,8 +205,12 @@ def check_seconds(name: str, seconds: Any) -> None:
         raise ValueError(f"{name} must be a number of seconds or None, not {seconds!r:.40}")
 
 
-def refuse_in_event_loop(what: str, instead: str) -> None:
-    """Raise RuntimeError if an event loop runs in this thread: blocking would stop it, and with it perhaps the answer."""
+def refuse_to_block(what: str, instead: str) -> None:
+    """Raise RuntimeError where blocking would stop what the answer needs.
+
+    That is an event loop that runs in this thread, or code of ours that a finalizer has interrupted.
+    """
+    refuse_in_finalizer(f"cannot block on {what}")
     if is_in_event_loop():
         raise RuntimeError(f"cannot block on {what} inside a running event loop; {instead}")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 from threadserve.call.blocking import block, suspend
 from threadserve.call.directory import refuse_after_fork
 from threadserve.call.request import ANSWERED, CURRENT, Request, check_cancelled, current_request
-from threadserve.call.response import cancel, is_in_event_loop, refuse_in_event_loop
+from threadserve.call.response import cancel, is_in_event_loop, refuse_to_block
 from threadserve.concurrency.channel import EMPTY, END, Channel
+from threadserve.concurrency.interrupts import INTERRUPTED
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.threads import get_ident
 from threadserve.errors import ArgumentError
@@ -58,8 +59,8 @@ class DeploymentResponseGenerator(Generic[R_co]):
 
     def __next__(self) -> R_co:
         """Return the next item, blocking until there is one. Any thread; a checkpoint, as ``response.result`` is."""
-        if is_in_event_loop():  # before an item is taken, which would be lost
-            refuse_in_event_loop(self._name, "read it with `async for`")
+        if INTERRUPTED or is_in_event_loop():  # before an item is taken, which would be lost
+            refuse_to_block(self._name, "read it with `async for`")
         refuse_after_fork(self._request.router)
         if CURRENT.get() is not None:
             check_cancelled()
@@ -145,7 +146,7 @@ class DeploymentResponseGenerator(Generic[R_co]):
         from threadserve.call.objectref import ObjectRefGenerator
 
         if not _allow_running_in_asyncio_loop:
-            refuse_in_event_loop("_to_object_ref_gen_sync()", "use `await response._to_object_ref_gen()`")
+            refuse_to_block("_to_object_ref_gen_sync()", "use `await response._to_object_ref_gen()`")
         return ObjectRefGenerator(self._request, self)
 
     def __reduce__(self) -> NoReturn:

@@ -18,7 +18,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from threadserve.concurrency.threads import get_ident, is_main_thread
+from threadserve.concurrency.interrupts import is_interrupt
+from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
@@ -149,6 +150,6 @@ def _run(loop: Any, is_enough: Callable[[], bool]) -> None:
         try:
             handle._run()
         except (SystemExit, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt) and is_main_thread():
-                raise  # Ctrl-C, which is the guest's
+            if is_interrupt(error):
+                raise  # a signal handler's, and so the guest's
             log_failure()  # as on the loop's own thread: not the end of the others

@@ -33,9 +33,10 @@ from typing import TYPE_CHECKING, Any, cast
 from threadserve.call.blocking import block, suspend
 from threadserve.call.context import REPLICA, DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.call.request import ANSWERED, CURRENT, Request
+from threadserve.concurrency.interrupts import is_interrupt
 from threadserve.concurrency.loops import LoopThread, LoopWaiter, current_task, is_cancellation, make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value, capture
-from threadserve.concurrency.threads import below_ours, get_ident, is_current, is_main_thread, stack_text
+from threadserve.concurrency.threads import below_ours, get_ident, is_current, stack_text
 from threadserve.errors import Cancelled, ReplicaDiedError, RequestCancelledError, RequestError
 from threadserve.replica.target import NO_RESULT, Target, check_result, check_stream
 
@@ -263,7 +264,7 @@ class ThreadReplica:
         )  # our frames hold the request, which will hold the error
         name = f"{request.router.name}.{request.method}"
         where = {"deployment": request.router.name, "request_id": request.request_id}
-        if isinstance(error, SystemExit):
+        if isinstance(error, SystemExit) and not is_interrupt(error):
             died = self.died(f"{name} raised SystemExit({error.code!r}) in replica {self.name}", **where)
             died.__cause__ = error
             request.answer(Error(died))  # first, for the replica's death is the end of all that runs in it
@@ -364,7 +365,7 @@ class ThreadReplica:
         except BaseException as error:  # from a task factory of the user's
             conducted.close()
             _discard(rest)
-            if _is_interrupt(error):  # out of an eager task's first step
+            if _ends_the_visit(error):  # out of an eager task's first step
                 self._interrupted(request)
                 raise
             self.on_done(request, self._failure(request, error))
@@ -397,7 +398,7 @@ class ThreadReplica:
             await self._drain_async(request, rest)
             return Value(None)
         except BaseException as error:
-            if _is_interrupt(error):
+            if _ends_the_visit(error):
                 raise
             return self._failure(request, error)
         finally:
@@ -434,7 +435,7 @@ class ThreadReplica:
                 outcomes.append(Value(await coroutine))
             except BaseException as error:
                 outcomes.append(Error(error))
-                if _is_interrupt(error):
+                if _ends_the_visit(error):
                     raise
 
         def start() -> None:
@@ -447,7 +448,7 @@ class ThreadReplica:
                 coroutine.close()
                 outcomes.append(Error(error))
                 waiter.set()
-                if _is_interrupt(error):
+                if _ends_the_visit(error):
                     raise
                 return
             tasks.append(task)
@@ -479,9 +480,9 @@ def _hush(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _is_interrupt(error: BaseException) -> bool:
-    """Whether `error` is Ctrl-C, and so the waiting thread's, which is the loop just now."""
-    return isinstance(error, KeyboardInterrupt) and is_main_thread()
+def _ends_the_visit(error: BaseException) -> bool:
+    """Whether `error` is a signal handler's, and so the waiting thread's, which is the loop just now, and gets there."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit)) and is_interrupt(error)
 
 
 def _cancel_threadsafe(task: asyncio.Task[Any] | None) -> None:

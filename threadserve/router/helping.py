@@ -28,9 +28,10 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, CURRENT, QUEUED, RUNNING
+from threadserve.concurrency.interrupts import is_interrupt
 from threadserve.concurrency.loops import may_time_out
 from threadserve.concurrency.outcome import Error
-from threadserve.concurrency.threads import get_ident, is_main_thread
+from threadserve.concurrency.threads import get_ident
 from threadserve.router.arguments import lone_input
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run_claimed(
         finish: Gives the slot back and answers.
 
     Raises:
-        KeyboardInterrupt: It struck while the body ran.
+        KeyboardInterrupt: It struck while the body ran; or what a signal handler of the user's has raised there.
     """
     if waiting is None:
         request.depth = 1
@@ -132,7 +133,7 @@ def run_claimed(
         raise interrupt
 
 
-def _interrupt(outcome: Outcome) -> KeyboardInterrupt | None:
-    """Return the Ctrl-C that ended a body here; only the main thread gets any."""
+def _interrupt(outcome: Outcome) -> BaseException | None:
+    """Return what a signal handler has raised in a body that this thread ran; only the main thread has any."""
     error = outcome.exception
-    return error if isinstance(error, KeyboardInterrupt) and is_main_thread() else None
+    return error if error is not None and is_interrupt(error) else None

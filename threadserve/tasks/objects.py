@@ -10,7 +10,7 @@ from threadserve.call.answer import Answer, request_of
 from threadserve.call.blocking import wait_for
 from threadserve.call.objectref import ObjectRef, ObjectRefGenerator
 from threadserve.call.request import check_cancelled
-from threadserve.call.response import check_seconds, refuse_in_event_loop
+from threadserve.call.response import check_seconds, refuse_to_block
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.errors import ConfigError
 from threadserve.futures import as_completed, gather
@@ -51,7 +51,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         Exception: What the first of them to fail raised, as itself.
         TypeError: Something is none of these.
     """
-    refuse_in_event_loop("serve.get", "use `await ref`")
+    refuse_to_block("serve.get", "use `await ref`")
     if isinstance(refs, Answer):
         request = request_of(refs)
         _wait_for(refs, timeout)
@@ -114,7 +114,7 @@ def wait(
         ConfigError: num_returns is not from 1 to the number of refs, or one of them is given twice (a ValueError).
         RuntimeError: An event loop runs in this thread; await the refs, or ``asyncio.wait`` their futures.
     """
-    refuse_in_event_loop("serve.wait", "await the refs, or `asyncio.wait` their futures")
+    refuse_to_block("serve.wait", "await the refs, or `asyncio.wait` their futures")
     sources = list(refs)
     if len(set(sources)) < len(sources):
         raise ConfigError("serve.wait: each ref can be given once, and one was given twice")
