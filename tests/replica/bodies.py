@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import threadserve as serve
+from threadserve.call import lookout
 from threadserve.call.request import current_request
 
 if TYPE_CHECKING:
@@ -138,9 +139,10 @@ class Everything:
         yield from ()
 
     def items_that_never_come(self) -> Iterator[int]:
-        if self.add is not None:
-            raise OutOfStock("fig", 0)
-        yield 1
+        yield from self.nothing_but_an_error()
+
+    def nothing_but_an_error(self) -> list[int]:
+        raise OutOfStock("fig", 0)
 
     def items_until_exit(self) -> Iterator[int]:
         yield 1
@@ -270,6 +272,34 @@ class Everything:
         items.close()
         return first
 
+    # calls of whatever it is given: in a circle, for one
+
+    def call(self, handle: Any, method: str, *args: Any) -> Any:
+        return handle.options(method_name=method).remote(*args).result()
+
+    async def call_later(self, handle: Any, method: str, *args: Any) -> Any:
+        return await handle.options(method_name=method).remote(*args)
+
+    async def call_for(self, seconds: float, handle: Any, method: str, *args: Any) -> Any:
+        async with asyncio.timeout(seconds):
+            return await handle.options(method_name=method).remote(*args)
+
+    def call_in_a_chain(self, handle: Any) -> Any:
+        return handle.remote(handle.remote(1)).result()
+
+    def call_and_catch(self, handle: Any) -> str:
+        try:
+            return str(handle.remote(1).result())
+        except serve.DeadlockError as error:
+            return str(error)
+
+    def read(self, handle: Any, method: str, *args: Any) -> list[Any]:
+        return list(handle.options(stream=True, method_name=method).remote(*args))
+
+    def items_and_a_call(self, handle: Any, count: int) -> Iterator[Any]:
+        yield from range(count)
+        yield handle.remote(1).result()
+
     def ask_with_timeout(self) -> str:
         with contextlib.suppress(TimeoutError):
             self.other.options(timeout_s=0.05).until_cancelled.remote().result()
@@ -280,6 +310,14 @@ class Everything:
 
     def run_an_app(self) -> None:
         serve.run(serve.deployment(Point).bind(1, 2))
+
+
+class Impatient(Everything):
+    """Has waits looked at, in the interpreter where it is, that have lasted half a millisecond."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        lookout.PATIENCE_S = 0.0005
 
 
 class Sick:

@@ -152,7 +152,6 @@ class TestACall:
         assert everything.handle.left.remote().result() == math.inf
         assert 0 < everything.handle.options(timeout_s=60).left.remote().result() <= 60
 
-
     def test_takes_responses_for_arguments(self, everything: Deployed) -> None:
         once = everything.handle.remote(1)
 
@@ -160,7 +159,9 @@ class TestACall:
 
     def test_can_be_awaited(self, everything: Deployed) -> None:
         async def main() -> list[int]:
-            return [*await asyncio.gather(*[_awaited(everything.handle.remote(number)) for number in range(5)])]
+            return [
+                *await asyncio.gather(*[_awaited(everything.handle.remote(number)) for number in range(5)])
+            ]
 
         assert asyncio.run(main()) == [5, 6, 7, 8, 9]
 
@@ -385,7 +386,6 @@ class TestACancelledCall:
             wait_until(lambda: deployment.router.statistics().ongoing == 0)
             assert deployment.handle.how_far.remote().result()[1] == ["cancelled"]
 
-
     def test_whose_answer_is_there_stays_answered(self, everything: Deployed) -> None:
         response = everything.handle.remote(1)
         assert response.result() == 6
@@ -514,7 +514,10 @@ class TestAReplica:
 
     def test_that_hangs_in_its_health_check_is_replaced(self, stage: Stage) -> None:
         with stage.deployed(
-            SickLater, health_check_period_s=0.01, health_check_timeout_s=0.05, graceful_shutdown_timeout_s=0.1
+            SickLater,
+            health_check_period_s=0.01,
+            health_check_timeout_s=0.05,
+            graceful_shutdown_timeout_s=0.1,
         ) as deployment:
             former = deployment.seats[0].replica
             deployment.handle.fall_ill.remote().result()
@@ -525,9 +528,12 @@ class TestAReplica:
     @pytest.mark.parametrize("method", ["exit", "exit_later", "items_until_exit"])
     def test_that_exits_is_replaced_whatever_body_did_it(self, everything: Deployed, method: str) -> None:
         former = everything.seats[0]
-        handle = everything.handle.options(method_name=method, stream=method == "items_until_exit")
+        is_stream = method == "items_until_exit"
         with pytest.raises(ReplicaDiedError, match="SystemExit"):
-            list(handle.remote()) if method == "items_until_exit" else handle.remote().result()
+            if is_stream:
+                list(everything.handle.options(stream=True, method_name=method).remote())
+            else:
+                everything.handle.options(method_name=method).remote().result()
 
         wait_until(lambda: everything.seats not in ([], [former]))
         assert everything.handle.remote(1).result() == 6
@@ -615,7 +621,9 @@ class TestAReplica:
 
             assert deployment.handle.remote(1).result() == 3
 
-    def test_that_does_not_end_in_time_is_given_up(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    def test_that_does_not_end_in_time_is_given_up(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture
+    ) -> None:
         flag = gate()
         with stage.deployed(Everything, graceful_shutdown_timeout_s=0.05) as deployment:
             response = deployment.handle.hold_until.remote(flag)

@@ -38,10 +38,7 @@ def is_plain(value: Any) -> bool:
     if kind is int:
         return bool(_LEAST <= value <= _MOST)
     if kind is tuple:
-        for item in value:  # not all(map(...)), which costs twice as much for the few that there mostly are
-            if not is_plain(item):
-                return False
-        return True
+        return all(map(is_plain, value))
     if kind is memoryview:
         return "O" not in value.format
     return kind in _PLAIN

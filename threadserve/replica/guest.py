@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.context import DeploymentID, ReplicaID, inheritance, propagated
 from threadserve.call.directory import Unmanned
+from threadserve.call.lookout import Lookout
 from threadserve.call.request import RUNNING, Request
 from threadserve.concurrency.outcome import Error, capture
 from threadserve.concurrency.real import RealKernel
@@ -87,13 +88,18 @@ class _Addressee(Unmanned):
 
     kernel: Kernel
 
-    def __init__(self, kernel: Kernel, app: str, deployment: str) -> None:
+    def __init__(self, kernel: Kernel, app: str, deployment: str, watch: Callable[[], None]) -> None:
         self.kernel = kernel
+        self._watch = watch
         self.lock: Lock = kernel.lock()
         self.app = app
         self.deployment = deployment
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size = 1.0
+
+    def watch(self) -> None:
+        """Be told that a body waits for calls, which are seen to outside: if it lasts, that is told there."""
+        self._watch()
 
     def assign(self, request: Request) -> None:
         """Nobody calls it: requests come through the link."""
@@ -294,7 +300,8 @@ class Guest:
         self._name = replica.name
         replica.on_done = self._done
         replica.on_death = self._die
-        self._router = _Addressee(self.kernel, app, deployment)
+        lookout = Lookout(self.kernel, self.link.waits, self.link.tell_waits)
+        self._router = _Addressee(self.kernel, app, deployment, lookout.notice)
         try:
             replica.start(letter["user_config"])
         except ImportError as error:
