@@ -12,7 +12,6 @@ import threadserve as serve
 from tests.doubles import IS_FREE_THREADED
 from threadserve.call.request import Request
 
-
 STILL_LAID_DOWN = 10 if IS_FREE_THREADED else 1
 """Of fifty: the last one, which its worker may just be laying down; without a GIL also those that another thread has let go
 of last, which die when their own thread looks."""
