@@ -211,7 +211,7 @@ class Guest:
         if extras is None or replica is None or router is None:
             self.kernel.spawn(f"{method} {number}", partial(self._attend, number, method, packed))
             return None
-        request_id, model_id, deadline, credit, variables = extras
+        request_id, model_id, deadline, credit, more = extras
         request = Request(
             router,
             method,
@@ -226,7 +226,7 @@ class Guest:
         request.deadline = deadline
         self.link.take(number, request)
         if replica.begins_async(method):
-            if self._unpack(request, packed, variables):
+            if self._unpack(request, packed, more):
                 replica.post(request)
             return None
         return request
@@ -234,21 +234,23 @@ class Guest:
     def _begin(self, number: int, method: str, packed: Any, extras: Extras) -> None:
         """Never called: the calls are seen to where they are read."""
 
-    def _run(self, request: Request, packed: Any, variables: Any) -> None:
+    def _run(self, request: Request, packed: Any, more: Any) -> None:
         replica = self._replica
         assert replica is not None
-        if self._unpack(request, packed, variables):
+        if self._unpack(request, packed, more):
             outcome = replica.run(request)
             if outcome is not None:
                 self._done(request, outcome)
 
-    def _unpack(self, request: Request, packed: Any, variables: Any) -> bool:
-        """Give `request` its arguments and context variables; where they cannot be read it is answered: False."""
+    def _unpack(self, request: Request, packed: Any, more: Any) -> bool:
+        """Give `request` its arguments, context variables and adapter; where they cannot be read it is answered: False."""
         try:
             request.args, request.kwargs = unpack_call(packed)
-            if variables is not None:
-                assert request.context is not None
-                propagated.restore(unpack(variables), request.context)
+            if more is not None:
+                variables, request.adapter = unpack(more)
+                if variables is not None:
+                    assert request.context is not None
+                    propagated.restore(variables, request.context)
         except Exception as error:
             self._done(request, Error(untransportable("an argument", error)))
             return False

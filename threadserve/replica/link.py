@@ -28,6 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.request import ANSWERED, Request, Wait
+from threadserve.concurrency.channel import put_async
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import ArgumentError, RequestTimeoutError
@@ -415,6 +416,10 @@ class Outlet:
         except Exception as error:
             raise untransportable("an item", error) from error
         return True
+
+    async def aput(self, item: Any) -> bool:
+        """Send `item`, suspending while there is no credit; False when it is closed."""
+        return await put_async(self, item)
 
     def wait_for_room(self, subscriber: Subscriber) -> bool:
         """Whether an item may be offered; if not, `subscriber` is told when one may be."""
