@@ -1,6 +1,7 @@
 # make            what there is
 # make demo       a composed app served over HTTP and called by a client
 # make test       the tests                  make test ARGS="tests/call -k chain"
+# make stress     what threads share, used by eight at once; a free-threaded Python shows most
 # make check      format, lint, types
 # make bench      the benchmarks             make bench SMOKE=1 shows that they run
 # make parity     the programs of tests/parity on a real Ray cluster (installs Ray: 500 MB, and takes minutes)
@@ -22,7 +23,7 @@ install := $(bin)/python -m pip --disable-pip-version-check install -qq --use-pe
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two installs into one environment would trip over each other
 .SECONDARY:
-.PHONY: help demo test check format lint mypy pyright bench parity clean
+.PHONY: help demo test stress check format lint mypy pyright bench parity clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -32,6 +33,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(bin)/python -m pytest $(ARGS)
+
+stress: $(VENV)/.installed-stress
+	$(bin)/python -m pytest --parallel-threads 8 --iterations 40 tests/stress/test_parallel.py $(ARGS)
 
 check: format lint mypy pyright  # make -k check goes on after the first that complains
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 import sysconfig
 import threading
 import time
@@ -12,27 +14,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import threadserve as serve
-from benchmarks.measure import Case, elapsed, latency
+from benchmarks.measure import Case, Key, can_pin, elapsed, latency, pinned
 from threadserve.concurrency.interpreters import is_offered
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from benchmarks.measure import Run
 
 QUESTION = "What do replicas in interpreters of their own cost and bring, beside replicas on threads?"
 
 CALL = "a small call"
+ON_ONE_CORE = "a small call, all on one core"
 BUFFER = "a buffer of 1 MB as argument"
 TREE = "a dict of 1,000 as argument"
 CPU = "pure-Python CPU work"
 BESIDE = "a trivial call to a thread replica"
 START = "start of a replica"
 QUIET = "on an idle machine"
+WORTH = "pure-Python work per call from which on two replicas in interpreters do more"
 
 ON_THREADS = "threads"
 IN_INTERPRETERS = "interpreters"
 EXECUTOR = "ThreadPoolExecutor"
+ITSELF = "the work itself"
 MEGABYTE = 1 << 20
 
 
@@ -77,6 +82,8 @@ def measure(run: Run) -> None:
         run.note("this Python has no interpreters for replicas: they exist from CPython 3.14 on")
     build = "free-threaded" if sysconfig.get_config_var("Py_GIL_DISABLED") else "with a GIL"
     run.note(f"Python build: {build}")
+    if sys.dont_write_bytecode:
+        run.note("PYTHONDONTWRITEBYTECODE is set: each start compiles the modules that come without bytecode")
     with contextlib.ExitStack() as stack:
         handles = {name: stack.enter_context(worker(kind)) for name, kind in kinds().items()}
         pairs = {name: stack.enter_context(worker(kind, 2)) for name, kind in kinds().items()}
@@ -86,9 +93,12 @@ def measure(run: Run) -> None:
             [
                 *calls(handles, executor, run.effort.seconds),
                 *scaling(handles, pairs, run.effort.pick(200, 50_000, 200_000)),
+                *working(pairs, run.effort.pick(1, 3, 5)),
                 *beside(trivial, run.effort.pick(0.002, 0.1, 0.5)),
             ]
         )
+    if len(pairs) > 1:
+        derive_worth(run)
     run.rounds([starting(name, kind) for name, kind in kinds().items()], run.effort.pick(0, 3, 5))
 
 
@@ -101,6 +111,16 @@ def calls(handles: Mapping[str, Any], executor: ThreadPoolExecutor, seconds: flo
         for subject, method, value in ((CALL, "same", 1), (BUFFER, "length", buffer), (TREE, "length", tree)):
             bound = handle.options(method_name=method)
             yield Case(subject, name, partial(latency, partial(fetched, bound, value), seconds))
+    if can_pin:  # what remains when it does not matter on which cores the threads happen to be
+        yield Case(ON_ONE_CORE, EXECUTOR, partial(on_one_core, partial(submitted, executor), seconds))
+        for name, handle in handles.items():
+            bound = handle.options(method_name="same")
+            yield Case(ON_ONE_CORE, name, partial(on_one_core, partial(fetched, bound, 1), seconds))
+
+
+def on_one_core(call: Callable[[], object], seconds: float) -> dict[str, float]:
+    with pinned():
+        return latency(call, seconds)
 
 
 def submitted(executor: ThreadPoolExecutor) -> int:
@@ -128,6 +148,64 @@ def speed_up(one: Any, two: Any, turns: int) -> dict[str, float]:
 
     times = [(elapsed(partial(both, one)), elapsed(partial(both, two))) for _ in range(3)]
     return {"speed-up": min(single for single, _ in times) / min(double for _, double in times)}
+
+
+TURNS = (0, 250, 1000, 4000)
+CALLS = 32
+
+
+def worked(turns: int) -> str:
+    return f"{CALLS} calls of {turns} turns, two replicas"
+
+
+def working(pairs: Mapping[str, Any], times: int) -> Iterator[Case]:
+    """Yield what calls cost, of those under way at once, that do more and more; and what they do."""
+    for turns in TURNS:
+        yield Case(worked(turns), ITSELF, partial(each, partial(do_itself, turns), times))
+        for name, pair in pairs.items():
+            yield Case(worked(turns), name, partial(each, partial(do_all, pair, turns), times))
+
+
+def each(do: Callable[[], object], times: int) -> dict[str, float]:
+    return {"each": min(elapsed(do) for _ in range(times)) / CALLS * 1e6}
+
+
+def do_itself(turns: int) -> None:
+    burn = Worker().burn
+    for _ in range(CALLS):
+        burn(turns)
+
+
+def do_all(pair: Any, turns: int) -> None:
+    for response in [pair.burn.remote(turns) for _ in range(CALLS)]:
+        response.result()
+
+
+def derive_worth(run: Run) -> None:
+    """Promise the work per call at which both kinds do as much: where the lines between the measured sizes cross."""
+    sources = [
+        Key("", worked(turns), name, "each")
+        for turns in TURNS
+        for name in (ITSELF, ON_THREADS, IN_INTERPRETERS)
+    ]
+    run.derive(Key("", WORTH, IN_INTERPRETERS, "each"), sources, crossing)
+
+
+def crossing(*figures: float) -> float:
+    """Return the work at which interpreters begin to be quicker than threads, of triples of work and both.
+
+    Infinite where they never are.
+    """
+    triples = list(zip(figures[::3], figures[1::3], figures[2::3], strict=True))
+    before = triples[0]
+    if before[2] <= before[1]:
+        return 0.0
+    for work, on_threads, in_interpreters in triples[1:]:
+        behind, ahead = before[2] - before[1], on_threads - in_interpreters
+        if ahead >= 0:
+            return before[0] + (work - before[0]) * behind / (behind + ahead)
+        before = work, on_threads, in_interpreters
+    return math.inf
 
 
 def beside(trivial: Any, seconds: float) -> Iterator[Case]:

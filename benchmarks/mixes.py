@@ -13,16 +13,17 @@ import random
 import threading
 import time
 from collections import Counter
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import threadserve as serve
 from benchmarks import peers
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-__all__ = ["MIXES", "Job", "Ledger", "Mix", "busy", "calibrate", "compute", "open_mix"]
+__all__ = ["MIXES", "Guest", "Job", "Ledger", "Mix", "adopt", "busy", "calibrate", "compute", "open_mix"]
 
 PIECE = 100
 BLOCK = bytes(1 << 16)
@@ -40,9 +41,12 @@ def _digest(count: int) -> None:
         hashlib.sha256(BLOCK).digest()  # gives up the GIL, for blocks of this size
 
 
-@cache
-def _each(work: Callable[[int], None]) -> float:
-    """Return the seconds of CPU that one piece takes here when nothing else runs: the best of a few."""
+_costs: dict[str, float] = {}
+"""The seconds of CPU that one piece of each kind of work takes here when nothing else runs."""
+
+
+def _cost(work: Callable[[int], None]) -> float:
+    """Return the best of a few."""
     count = 50
 
     def once() -> float:
@@ -53,20 +57,27 @@ def _each(work: Callable[[int], None]) -> float:
     return min(once() for _ in range(7))
 
 
-def calibrate() -> None:
-    """Find out now, while nothing else runs, how much work takes how long."""
-    _each(_spin)
-    _each(_digest)
+def calibrate() -> dict[str, float]:
+    """Find out now, while nothing else runs, how much work takes how long; return it for ``adopt``."""
+    for work in (_spin, _digest):
+        if work.__name__ not in _costs:
+            _costs[work.__name__] = _cost(work)
+    return _costs
+
+
+def adopt(costs: dict[str, float]) -> None:
+    """Be told what another interpreter has found out."""
+    _costs.update(costs)
 
 
 def compute(seconds: float) -> None:
     """Do as much pure Python as takes so long alone."""
-    _spin(max(1, round(seconds / _each(_spin))))
+    _spin(max(1, round(seconds / calibrate()[_spin.__name__])))
 
 
 def compute_outside(seconds: float) -> None:
     """Do as much work in C, without the GIL, as takes so long alone."""
-    _digest(max(1, round(seconds / _each(_digest))))
+    _digest(max(1, round(seconds / calibrate()[_digest.__name__])))
 
 
 class Ledger:
@@ -130,6 +141,8 @@ class Mix(NamedTuple):
     name: str
     says: str
     choose: Callable[[int], tuple[str, float]]
+    is_for_interpreters: bool = True
+    """Whether it is made of plain calls of one deployment, which is what replicas in interpreters are asked here."""
 
     def job(self, number: int) -> Job:
         return Job(number, *self.choose(number))
@@ -150,11 +163,17 @@ MIXES = {
         Mix("outside", "5 ms of GIL-releasing CPU", lambda _: ("compute outside the GIL", 0.005)),
         Mix("half", "2.5 ms of sleep, then 2.5 ms of pure-Python CPU", lambda _: ("half", 0.005)),
         Mix("tail", "95% of 1 ms of sleep, 5% of 100 ms", _tail),
-        Mix("kinds", "5 ms of sleep: def, async def, and streams of both", lambda n: (_KINDS[n % 4], 0.005)),
+        Mix(
+            "kinds",
+            "5 ms of sleep: def, async def, and streams of both",
+            lambda n: (_KINDS[n % 4], 0.005),
+            is_for_interpreters=False,
+        ),
         Mix(
             "graph",
             "chains of four stages of 1 ms of sleep, beside a saturated one",
             lambda _: ("chain", 0.001),
+            is_for_interpreters=False,
         ),
     )
 }
@@ -193,6 +212,17 @@ class Worker:
         self.ledger.note(job.number, id(self))
 
 
+class Guest:
+    """The same in an interpreter of its own, where the ledger is not: tells who it is, and is noted when that is heard."""
+
+    def __init__(self, costs: dict[str, float]) -> None:
+        adopt(costs)
+
+    def __call__(self, job: tuple[int, str, float]) -> int:
+        Job(*job).perform()
+        return id(self)
+
+
 class Stage:
     """One of four; the last one notes the end."""
 
@@ -220,11 +250,12 @@ def open_mix(
     A chain is done by four deployments with so many replicas each, or else by four times as many workers that do all
     four steps: the rivals know no chains.
     """
-    if peer in (peers.OURS, peers.HANDED_OFF):
+    opened: contextlib.AbstractContextManager[peers.Connect]
+    if peer is peers.INTERPRETERS:
+        opened = _guests(workers, ledger)
+    elif peer in (peers.OURS, peers.HANDED_OFF):
         options = peers.NO_INLINE if peer is peers.HANDED_OFF else {}
-        opened: contextlib.AbstractContextManager[peers.Connect] = (
-            _chain if mix.name == "graph" else _workers
-        )(workers, ledger, options)
+        opened = (_chain if mix.name == "graph" else _workers)(workers, ledger, options)
     else:
 
         def work(job: Job) -> None:
@@ -255,6 +286,25 @@ def _workers(workers: int, ledger: Ledger, options: dict[str, Any]) -> Generator
             return answer.result() if isinstance(answer, serve.DeploymentResponse) else list(answer)
 
         yield lambda: peers.Client(submit, result)
+
+
+@contextlib.contextmanager
+def _guests(workers: int, ledger: Ledger) -> Generator[peers.Connect]:
+    deployment: Any = serve.deployment(
+        Guest, num_replicas=workers, max_ongoing_requests=1, replica_type="interpreter"
+    )
+    with serve.running(deployment.bind(calibrate())) as handle:
+
+        def submit(job: Job) -> Any:
+            response: Any = handle.remote(tuple(job))
+            response.future.add_done_callback(partial(_note, ledger, job.number))
+            return response
+
+        yield lambda: peers.Client(submit, lambda response: response.result())
+
+
+def _note(ledger: Ledger, number: int, future: concurrent.futures.Future[int]) -> None:
+    ledger.note(number, future.result())
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ __all__ = [
     "DIRECT",
     "EXECUTOR",
     "HANDED_OFF",
+    "INTERPRETERS",
     "NO_INLINE",
     "OURS",
     "OURS_ONE_AT_A_TIME",
@@ -264,6 +265,11 @@ _numbers = itertools.count(1)
 OURS = Peer("threadserve", deploy, is_serve=True)
 HANDED_OFF = Peer(
     "threadserve, inline=False", lambda work, workers: deploy(work, workers, **NO_INLINE), is_serve=True
+)
+INTERPRETERS = Peer(
+    "threadserve, interpreters",
+    lambda work, workers: deploy(work, workers, replica_type="interpreter"),
+    is_serve=True,
 )
 OURS_ONE_AT_A_TIME = Peer(
     "threadserve", lambda work, workers: deploy(work, workers, max_ongoing_requests=1), is_serve=True

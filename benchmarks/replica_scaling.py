@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks import mixes, peers
 from benchmarks.load import arrivals, closed_loop, open_loop
 from benchmarks.measure import Case, Key, quantile
+from threadserve.concurrency.interpreters import is_offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,13 @@ LOADS = (50, 80, 95)
 NEIGHBOUR = mixes.MIXES["half"]
 
 CONTENDERS = [peers.OURS, peers.HANDED_OFF, *peers.THREADS]
+
+
+def contenders(mix: mixes.Mix) -> list[peers.Peer]:
+    """Return who does the jobs of a mix."""
+    if mix.is_for_interpreters and is_offered():
+        return [*CONTENDERS[:2], peers.INTERPRETERS, *CONTENDERS[2:]]
+    return CONTENDERS
 
 
 def table(mix: mixes.Mix) -> str:
@@ -103,7 +111,7 @@ def measure_mix(run: Run, mix: mixes.Mix) -> None:
     with contextlib.ExitStack() as stack:
         benches = {
             (count, peer.name): Bench(stack, peer, mix, count)
-            for peer in peers.present(CONTENDERS, run)
+            for peer in peers.present(contenders(mix), run)
             for count in replicas
         }
         run.rounds(

@@ -128,11 +128,6 @@ class _Runtime:
         """Bring an app up, over HTTP if it has a prefix; a server that was started for it alone goes if it fails."""
         if prefix is None:
             return self.controller.deploy(plan, None, isolation)
-        if plan.deployment(plan.ingress).config.replica_type == "interpreter":
-            raise NotSupportedError(
-                f"app {plan.app!r}: the ingress {plan.ingress!r} has replica_type='interpreter', and HTTP requests do not "
-                "cross into other interpreters; let a deployment on threads be the ingress, and call this one from there"
-            )
         self.serve_http(HTTPOptions())
         try:
             return self.controller.deploy(plan, prefix, isolation)

@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import threadserve as serve
+from threadserve.call import lookout
+from threadserve.call.request import current_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -59,6 +61,8 @@ class Everything:
         self.config: Any = None
         self.begun = 0
         self.ended: list[str] = []
+        self.running = 0
+        self.most = 0
 
     def reconfigure(self, user_config: Any) -> None:
         self.config = user_config
@@ -131,7 +135,84 @@ class Everything:
     def how_far(self) -> tuple[int, list[str]]:
         return self.begun, self.ended
 
+    def no_items(self) -> Iterator[int]:
+        yield from ()
+
+    def items_that_never_come(self) -> Iterator[int]:
+        yield from self.nothing_but_an_error()
+
+    def nothing_but_an_error(self) -> list[int]:
+        raise OutOfStock("fig", 0)
+
+    def items_until_exit(self) -> Iterator[int]:
+        yield 1
+        raise SystemExit(3)
+
+    # errors that mean something else elsewhere
+
+    async def exit_later(self) -> None:
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    def stop_iterating(self) -> None:
+        raise StopIteration("nothing more")
+
+    def cancel_itself(self) -> None:
+        raise asyncio.CancelledError
+
+    def interrupt(self) -> None:
+        raise KeyboardInterrupt("by the body")
+
+    def fail_in_a_group(self) -> None:
+        raise ExceptionGroup("two", [OutOfStock("kiwi", 1), ValueError("second")])
+
+    def fail_with_a_lock(self) -> None:
+        raise RuntimeError("holds", threading.Lock())
+
+    def return_what_should_be_a_stream(self) -> Iterator[int]:
+        return self.items(3)
+
+    # several at once
+
+    def hold_until(self, flag: Any) -> int:
+        """Run until the first byte of `flag` is set; return how many ran at once, at most."""
+        self._enter()
+        try:
+            while not flag[0]:
+                serve.check_cancelled()
+                threading.Event().wait(0.001)
+            return self.most
+        finally:
+            self.running -= 1
+
+    async def hold_until_later(self, flag: Any) -> int:
+        self._enter()
+        try:
+            while not flag[0]:
+                await asyncio.sleep(0.001)
+            return self.most
+        finally:
+            self.running -= 1
+
+    def _enter(self) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+
+    def at_once(self) -> int:
+        return self.running
+
     # where it runs
+
+    def request_id(self) -> str:
+        request = current_request()
+        return "" if request is None else request.request_id
+
+    def whoami_in_a_thread(self) -> str:
+        seen: list[str] = []
+        thread = threading.Thread(target=lambda: seen.append(serve.get_replica_context().replica_tag))
+        thread.start()
+        thread.join()
+        return seen[0]
 
     def whoami(self) -> tuple[str, int, str, str]:
         context = serve.get_replica_context()
@@ -191,6 +272,34 @@ class Everything:
         items.close()
         return first
 
+    # calls of whatever it is given: in a circle, for one
+
+    def call(self, handle: Any, method: str, *args: Any) -> Any:
+        return handle.options(method_name=method).remote(*args).result()
+
+    async def call_later(self, handle: Any, method: str, *args: Any) -> Any:
+        return await handle.options(method_name=method).remote(*args)
+
+    async def call_for(self, seconds: float, handle: Any, method: str, *args: Any) -> Any:
+        async with asyncio.timeout(seconds):
+            return await handle.options(method_name=method).remote(*args)
+
+    def call_in_a_chain(self, handle: Any) -> Any:
+        return handle.remote(handle.remote(1)).result()
+
+    def call_and_catch(self, handle: Any) -> str:
+        try:
+            return str(handle.remote(1).result())
+        except serve.DeadlockError as error:
+            return str(error)
+
+    def read(self, handle: Any, method: str, *args: Any) -> list[Any]:
+        return list(handle.options(stream=True, method_name=method).remote(*args))
+
+    def items_and_a_call(self, handle: Any, count: int) -> Iterator[Any]:
+        yield from range(count)
+        yield handle.remote(1).result()
+
     def ask_with_timeout(self) -> str:
         with contextlib.suppress(TimeoutError):
             self.other.options(timeout_s=0.05).until_cancelled.remote().result()
@@ -201,6 +310,14 @@ class Everything:
 
     def run_an_app(self) -> None:
         serve.run(serve.deployment(Point).bind(1, 2))
+
+
+class Impatient(Everything):
+    """Has waits looked at, in the interpreter where it is, that have lasted half a millisecond."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        lookout.PATIENCE_S = 0.0005
 
 
 class Sick:
@@ -218,6 +335,61 @@ class Sick:
 
     def __call__(self) -> bool:
         return self.is_sick
+
+
+class SickLater:
+    """Has a health check that is a coroutine, and hangs when it is told to."""
+
+    def __init__(self) -> None:
+        self.is_sick = False
+
+    async def check_health(self) -> None:
+        while self.is_sick:
+            await asyncio.sleep(0.001)
+
+    def fall_ill(self) -> None:
+        self.is_sick = True
+
+    def __call__(self) -> bool:
+        return self.is_sick
+
+
+class Configured:
+    """Is configured by a coroutine, which refuses what is not a number."""
+
+    def __init__(self) -> None:
+        self.threshold = 0
+        self.tag = serve.get_replica_context().replica_tag
+
+    async def reconfigure(self, user_config: Any) -> None:
+        await asyncio.sleep(0)
+        self.threshold = int(user_config)
+
+    def __call__(self) -> tuple[int, bool]:
+        return self.threshold, self.tag == serve.get_replica_context().replica_tag
+
+
+class Mortal:
+    """Notes in a buffer that both sides share how often it was made, and that it was finalized."""
+
+    def __init__(self, notes: Any, failures: int = 0) -> None:
+        self.notes = notes
+        notes[0] += 1
+        if notes[0] <= failures:
+            raise OutOfStock("luck", notes[0])
+
+    def __call__(self) -> str:
+        return "here"
+
+    def __del__(self) -> None:
+        self.notes[1] += 1
+
+
+class Quitter:
+    """Exits when it is made."""
+
+    def __init__(self) -> None:
+        raise SystemExit(4)
 
 
 class Stillborn:

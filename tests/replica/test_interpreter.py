@@ -82,13 +82,6 @@ class TestWhatIsDeployed:
         assert isinstance(caught.value.__cause__, NotSupportedError)
 
 
-def test_http_needs_an_ingress_on_threads() -> None:
-    app = serve.deployment(Everything, replica_type="interpreter").bind()
-
-    with pytest.raises(NotSupportedError, match=r"'Everything'.*deployment on threads be the ingress"):
-        serve.run(app, route_prefix="/")
-
-
 def test_the_status_says_where_the_code_runs() -> None:
     inner = serve.deployment(Everything, name="Inner", replica_type="interpreter").bind()
     with serve.running(serve.deployment(Everything, name="Outer").bind(other=inner), name="mixed") as handle:

@@ -731,15 +731,21 @@ class TestASuspendedBody:
         """So that the test above can tell."""
 
         class Asking:
-            async def __call__(self) -> list[int]:
-                return [await doer.handle.do.remote(ident) for _ in range(2)]
+            async def idle(self) -> None: ...
 
-        kernel = LateWorkers()
-        with deployed(kernel, Asking, name="asking") as asking, unattended(kernel, Doer) as doer:
-            kernel.call_at(kernel.now() + 0.5, kernel.let_workers_come)
-            threads = [asking.handle.remote().result() for _ in range(10)]
+            async def __call__(self, doer: Any) -> list[int]:
+                return [await doer.do.remote(ident) for _ in range(2)]
 
-        assert [get_ident()] * 2 in threads
+        def threads() -> Any:
+            kernel = LateWorkers()
+            with deployed(kernel, Asking, name="asking") as asking, unattended(kernel, Doer) as doer:
+                asking.handle.idle.remote().result()
+                loop: Any = asking.seats[0].replica._loop.loop
+                wait_until(lambda: not loop._selector._turn.locked())  # it sleeps
+                kernel.call_at(kernel.now() + 0.1, kernel.let_workers_come)
+                return asking.handle.remote(doer.handle).result()
+
+        assert any(threads() == [get_ident()] * 2 for _ in range(20))
 
 
 # ---- what a body and its caller can tell

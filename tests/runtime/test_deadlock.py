@@ -22,8 +22,8 @@ import threadserve as serve
 from tests.doubles import LateSimulation
 from threadserve import futures
 from threadserve.app.graph import build
+from threadserve.call import lookout
 from threadserve.errors import DeadlockError, DeploymentUnavailableError, RequestTimeoutError
-from threadserve.runtime import deadlock
 from threadserve.runtime.controller import Controller
 from threadserve.testing.scheduler import SimulatedKernel, explore
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from threadserve.handle import DeploymentHandle
 
-SOON = 4 * deadlock.PATIENCE_S
+SOON = 4 * lookout.PATIENCE_S
 """A deadlock is explained within this time."""
 
 
@@ -722,7 +722,7 @@ class TestVictim:
             one, front = stage.deploy("one"), stage.deploy("front", slots=10)
 
             culprit = one.do.remote(lambda: one.do.remote(nothing).result())
-            stage.sleep(deadlock.PATIENCE_S / 4)
+            stage.sleep(lookout.PATIENCE_S / 4)
             bystanders = [front.do.remote(lambda: one.do.remote(nothing).result()) for _ in range(20)]
 
             assert isinstance(culprit.exception(), DeadlockError)
@@ -1393,7 +1393,7 @@ class TestCanStillEnd:
                     raise
 
             answer = one.do.remote(body)
-            stage.sleep(deadlock.PATIENCE_S / 2)
+            stage.sleep(lookout.PATIENCE_S / 2)
             answer.cancel()
 
             assert isinstance(answer.exception(), serve.RequestCancelledError)

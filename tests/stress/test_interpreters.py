@@ -1,4 +1,7 @@
-"""Interpreter replicas under calls of every kind, cancellations, deadlines, exits and redeploys: each call is answered."""
+"""Interpreter replicas under calls of every kind, cancellations, deadlines, exits and redeploys: each call is answered.
+
+Every wait is looked at that lasts half a millisecond, and none of them is a deadlock.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import pytest
 
 import threadserve as serve
 from tests.doubles import wait_until
-from tests.replica.bodies import Everything, OutOfStock
+from tests.replica.bodies import Impatient, OutOfStock
+from threadserve.call import lookout
 from threadserve.concurrency.interpreters import is_offered
 
 pytestmark = [
@@ -25,8 +29,8 @@ REDEPLOYS = 3
 
 def app(inner_kind: Any) -> Any:
     options: Any = {"num_replicas": 2, "graceful_shutdown_timeout_s": 5}
-    inner = serve.deployment(Everything, name="Inner", replica_type=inner_kind, **options)
-    outer = serve.deployment(Everything, name="Outer", replica_type="interpreter", **options)
+    inner = serve.deployment(Impatient, name="Inner", replica_type=inner_kind, **options)
+    outer = serve.deployment(Impatient, name="Outer", replica_type="interpreter", **options)
     return outer.bind(1, other=inner.bind(10))
 
 
@@ -82,7 +86,8 @@ KINDS = [answered, asked, asked_later, streamed, left, cancelled, expired, faile
 
 
 @pytest.mark.parametrize("inner_kind", ["thread", "interpreter"])
-def test_every_call_is_answered_as_it_should_be(inner_kind: str) -> None:
+def test_every_call_is_answered_as_it_should_be(inner_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout, "PATIENCE_S", 0.0005)  # which the replicas do as well
     handle = serve.run(app(inner_kind))
     wrong: list[BaseException] = []
 

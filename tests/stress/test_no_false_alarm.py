@@ -26,6 +26,7 @@ import threadserve as serve
 from tests.doubles import LateSimulation
 from tests.runtime.test_deadlock import Actor, Stage
 from threadserve import futures
+from threadserve.call import lookout
 from threadserve.call.request import ANSWERED, Request
 from threadserve.concurrency.outcome import Outcome, capture
 from threadserve.errors import Cancelled, DeadlockError, RequestCancelledError, RequestTimeoutError
@@ -259,7 +260,7 @@ def watch_without_acting(program: Program) -> Verdict:
             group, _ = watch._find()
             if group:
                 verdict.found = group
-                watch._look_at = lambda moment: None  # type: ignore[method-assign]
+                watch._lookout._look_at = lambda moment: None  # type: ignore[method-assign]
             return False
 
         watch._resolve = find_only  # type: ignore[method-assign]
@@ -356,7 +357,7 @@ async def aspread(below: Sequence[DeploymentHandle[Any]], width: int) -> int:
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every wait looked at that lasts two milliseconds."""
-    monkeypatch.setattr(deadlock, "PATIENCE_S", 0.002)
+    monkeypatch.setattr(lookout, "PATIENCE_S", 0.002)
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from threadserve.call.blocking import check_cancelled_async, wait_for_async
 from threadserve.call.request import ANSWERED, RUNNING, Request
+from threadserve.concurrency.future import is_future
 from threadserve.concurrency.interrupts import INTERRUPTED, is_our_code_interrupted
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
 
-__all__ = ["Answer", "Callback", "describe", "mirror", "refuse_in_finalizer", "request_of"]
+__all__ = ["Answer", "Callback", "describe", "inputs_of", "mirror", "refuse_in_finalizer", "request_of"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -69,6 +71,22 @@ def refuse_in_finalizer(refusal: str) -> None:
 def request_of(answer: Answer[Any]) -> Request:
     """Return the request whose answer this is; for the rooms above."""
     return answer._request
+
+
+def inputs_of(request: Request) -> list[Request]:
+    """Return the calls whose answers `request` waits for; nothing where something else will let it go on, or may."""
+    inputs: list[Request] = []
+    for value in (*(request.args or ()), *(request.kwargs or {}).values()):
+        if isinstance(value, Answer):
+            inputs.append(request_of(value))
+        elif is_future(value):
+            return []
+    has_failed = any(
+        (outcome := each.outcome) is not None and outcome.exception is not None for each in inputs
+    )
+    if has_failed or request.deadline != math.inf:  # it is about to be answered, or will expire
+        return []
+    return [each for each in inputs if each.outcome is None]
 
 
 def describe(request: Request) -> str:

@@ -133,6 +133,8 @@ class Propagated:
 
     def values(self, context: Context) -> dict[str, Any] | None:
         """Return what `context` has in them; None for nothing."""
+        if not self.names:
+            return None
         found = {name: context[variable] for name in self.names if (variable := self._find(name)) in context}
         return found or None
 

@@ -502,10 +502,10 @@ class Wait:
         needs: The requests whose answers (or items) it waits for; any of them may end it.
         since: When it began, on the kernel's clock, seconds.
         error: What to raise instead of waiting on; set by whoever found that it can never end.
-        is_known: Whether it has been looked at.
+        place: The ``file:line`` of a wait that another interpreter has told of; None for one of this interpreter's.
     """
 
-    __slots__ = ("_is_ended", "_wake", "error", "is_known", "needs", "since")
+    __slots__ = ("_is_ended", "_wake", "error", "needs", "place", "since")
 
     def __init__(
         self,
@@ -517,7 +517,7 @@ class Wait:
         self.needs = needs
         self.since = since
         self.error: BaseException | None = None
-        self.is_known = False
+        self.place: str | None = None
         self._wake = wake
         self._is_ended = is_ended
 

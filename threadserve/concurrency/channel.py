@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from threadserve.concurrency.loops import LoopWaiter
 from threadserve.concurrency.waiter import Subscriber, deliver
@@ -183,21 +183,7 @@ class Channel:
 
     async def aput(self, item: Any) -> bool:
         """Put `item` in, suspending while the channel is full; False when it is closed. For producers on event loops."""
-        if (accepted := self.offer(item, None)) is not None:
-            return accepted
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        while True:
-            future: asyncio.Future[None] = loop.create_future()
-            subscriber = LoopWaiter(loop, future)
-            accepted = self.offer(item, subscriber)
-            if accepted is not None:
-                return accepted
-            try:
-                await future
-            finally:
-                self.forget(subscriber)
+        return await put_async(self, item)
 
     def finish(self) -> None:
         """Say that no more items will come."""
@@ -217,3 +203,29 @@ class Channel:
             self._writers.clear()
         deliver(news)
         del items  # the user's values die outside the lock
+
+
+class Offered(Protocol):
+    """What a producer sees of a channel."""
+
+    def offer(self, item: Any, subscriber: Subscriber | None) -> bool | None: ...
+    def forget(self, subscriber: Subscriber) -> None: ...
+
+
+async def put_async(channel: Offered, item: Any) -> bool:
+    """Put `item` in `channel`, suspending while that is full; False when it is closed."""
+    if (accepted := channel.offer(item, None)) is not None:
+        return accepted
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    while True:
+        future: asyncio.Future[None] = loop.create_future()
+        subscriber = LoopWaiter(loop, future)
+        accepted = channel.offer(item, subscriber)
+        if accepted is not None:
+            return accepted
+        try:
+            await future
+        finally:
+            channel.forget(subscriber)

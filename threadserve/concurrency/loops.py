@@ -289,14 +289,29 @@ def may_time_out(runner: object, is_kin: Callable[[Context], bool]) -> bool:
     timers, ready = getattr(loop, "_scheduled", None), getattr(loop, "_ready", None)
     if timers is None or ready is None:
         return True
-    # In the order in which a timer goes: it is scheduled, then ready, then it has rung. Each look copies in one step.
-    try:
-        pending = [*timers.copy(), *ready.copy()]
-    except RuntimeError:  # a build without the GIL, whose deques do not copy in one step
+    pending = _copied(timers, ready)
+    if pending is None:
         return True
     if getattr(runner, "cancelling", int)():
         return True
     return any(not handle.cancelled() and _concerns(handle, runner, is_kin) for handle in pending)
+
+
+def _copied(timers: Any, ready: Any) -> list[Any] | None:
+    """Return what is in both, in the order in which a timer goes: scheduled, then ready, then it has rung.
+
+    With a GIL each is copied in one step. Without one a deque notices that it was changed meanwhile, as by a loop that is
+    about to sleep; so there a few looks are taken before it is given up: None.
+    """
+    for _ in range(_LOOKS):
+        try:
+            return [*timers.copy(), *ready.copy()]
+        except RuntimeError:
+            pass  # it was changed meanwhile
+    return None
+
+
+_LOOKS = 8
 
 
 def _concerns(handle: Any, task: object, is_kin: Callable[[Context], bool]) -> bool:

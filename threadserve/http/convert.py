@@ -82,12 +82,33 @@ async def _until_answered(request: ServeRequest | None) -> None:
             request.forget(told)
 
 
+_OF_HTTP = (
+    "type",
+    "asgi",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "app_root_path",
+    "headers",
+    "client",
+    "server",
+)
+
+
 class BufferedRequest(Request):
     """An HTTP request whose body is all there: it can be read on any event loop or thread, repeatedly."""
 
     def __init__(self, scope: Scope, incoming: Incoming) -> None:
         super().__init__(scope, incoming.receive)
         self._incoming = incoming
+
+    def luggage(self) -> tuple[Scope, bytes]:
+        """Return what it can be made of anew in another interpreter: what ASGI says of HTTP, and the body."""
+        return {name: self.scope[name] for name in _OF_HTTP if name in self.scope}, self._incoming.content
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body and, as Starlette does, an empty end."""

@@ -17,13 +17,13 @@ from threadserve.call.request import CURRENT, Request
 from threadserve.call.response import DeploymentResponse
 from threadserve.call.stream import DeploymentResponseGenerator
 from threadserve.concurrency.interruptible import run_interruptibly
-from threadserve.http.convert import BufferedRequest, is_plain, messages_of, response_of
+from threadserve.http.convert import BufferedRequest, Incoming, is_plain, messages_of, response_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.responses import Response
-    from starlette.types import Message
+    from starlette.types import Message, Scope
 
     from threadserve.concurrency.channel import Channel
 
@@ -37,6 +37,10 @@ class Exchange:
 
     def __init__(self, request: BufferedRequest) -> None:
         self.request = request
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go into another interpreter; there the client's leaving is heard of as the cancellation that it brings."""
+        return _arrived, self.request.luggage()
 
     def iterate(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a `def` and return an iterator of its messages; an async one if a coroutine came out of it."""
@@ -80,6 +84,10 @@ class Exchange:
             await response(self.request.scope, self.request.receive, send)
         finally:
             await _close_body(response)
+
+
+def _arrived(scope: Scope, content: bytes) -> Exchange:
+    return Exchange(BufferedRequest(scope, Incoming(content)))
 
 
 def _current() -> tuple[Request, Channel]:

@@ -28,6 +28,7 @@ Packed = tuple[Any, ...]
 """``(value,)``, or ``(pickle, buffers, None)``; both can be put in a mailbox."""
 
 _PLAIN = frozenset((str, bytes, bool, float, type(None)))
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _LONGEST_TRACEBACK = 64
 
 
@@ -35,8 +36,12 @@ def is_plain(value: Any) -> bool:
     """Whether `value` goes as it is."""
     kind = type(value)
     if kind is int:
-        return bool(-(1 << 63) <= value < 1 << 63)
-    return kind in _PLAIN or (kind is tuple and all(map(is_plain, value)))
+        return bool(_LEAST <= value <= _MOST)
+    if kind is tuple:
+        return all(map(is_plain, value))
+    if kind is memoryview:
+        return "O" not in value.format
+    return kind in _PLAIN
 
 
 def pack(value: Any) -> Packed:
@@ -45,14 +50,21 @@ def pack(value: Any) -> Packed:
     Raises:
         Exception: It cannot be pickled; what pickle, or the code of the value's class, says of that.
     """
-    return (value,) if is_plain(value) else _pickled(_shared(value))
+    if not is_plain(value):
+        value = _shared(value)
+        if not is_plain(value):
+            return _pickled(value)
+    return (value,)
 
 
 def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     """Return what a mailbox takes for the arguments of a call. Raises what ``pack`` raises."""
     if not kwargs and is_plain(args):
         return (args,)
-    return _pickled((tuple(map(_shared, args)), {name: _shared(value) for name, value in kwargs.items()}))
+    shared = tuple(map(_shared, args))
+    if not kwargs and is_plain(shared):
+        return (shared,)
+    return _pickled((shared, {name: _shared(value) for name, value in kwargs.items()}))
 
 
 def unpack(packed: Packed) -> Any:

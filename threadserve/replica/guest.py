@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from threadserve.call.context import DeploymentID, ReplicaID, inheritance, propagated
 from threadserve.call.directory import Unmanned
+from threadserve.call.lookout import Lookout
 from threadserve.call.request import RUNNING, Request
 from threadserve.concurrency.outcome import Error, capture
 from threadserve.concurrency.real import RealKernel
@@ -87,13 +88,18 @@ class _Addressee(Unmanned):
 
     kernel: Kernel
 
-    def __init__(self, kernel: Kernel, app: str, deployment: str) -> None:
+    def __init__(self, kernel: Kernel, app: str, deployment: str, watch: Callable[[], None]) -> None:
         self.kernel = kernel
+        self._watch = watch
         self.lock: Lock = kernel.lock()
         self.app = app
         self.deployment = deployment
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size = 1.0
+
+    def watch(self) -> None:
+        """Be told that a body waits for calls, which are seen to outside: if it lasts, that is told there."""
+        self._watch()
 
     def assign(self, request: Request) -> None:
         """Nobody calls it: requests come through the link."""
@@ -205,7 +211,7 @@ class Guest:
         if extras is None or replica is None or router is None:
             self.kernel.spawn(f"{method} {number}", partial(self._attend, number, method, packed))
             return None
-        request_id, model_id, deadline, credit, variables = extras
+        request_id, model_id, deadline, credit, more = extras
         request = Request(
             router,
             method,
@@ -220,7 +226,7 @@ class Guest:
         request.deadline = deadline
         self.link.take(number, request)
         if replica.begins_async(method):
-            if self._unpack(request, packed, variables):
+            if self._unpack(request, packed, more):
                 replica.post(request)
             return None
         return request
@@ -228,21 +234,23 @@ class Guest:
     def _begin(self, number: int, method: str, packed: Any, extras: Extras) -> None:
         """Never called: the calls are seen to where they are read."""
 
-    def _run(self, request: Request, packed: Any, variables: Any) -> None:
+    def _run(self, request: Request, packed: Any, more: Any) -> None:
         replica = self._replica
         assert replica is not None
-        if self._unpack(request, packed, variables):
+        if self._unpack(request, packed, more):
             outcome = replica.run(request)
             if outcome is not None:
                 self._done(request, outcome)
 
-    def _unpack(self, request: Request, packed: Any, variables: Any) -> bool:
-        """Give `request` its arguments and context variables; where they cannot be read it is answered: False."""
+    def _unpack(self, request: Request, packed: Any, more: Any) -> bool:
+        """Give `request` its arguments, context variables and adapter; where they cannot be read it is answered: False."""
         try:
             request.args, request.kwargs = unpack_call(packed)
-            if variables is not None:
-                assert request.context is not None
-                propagated.restore(unpack(variables), request.context)
+            if more is not None:
+                variables, request.adapter = unpack(more)
+                if variables is not None:
+                    assert request.context is not None
+                    propagated.restore(variables, request.context)
         except Exception as error:
             self._done(request, Error(untransportable("an argument", error)))
             return False
@@ -294,7 +302,8 @@ class Guest:
         self._name = replica.name
         replica.on_done = self._done
         replica.on_death = self._die
-        self._router = _Addressee(self.kernel, app, deployment)
+        lookout = Lookout(self.kernel, self.link.waits, self.link.tell_waits)
+        self._router = _Addressee(self.kernel, app, deployment, lookout.notice)
         try:
             replica.start(letter["user_config"])
         except ImportError as error:

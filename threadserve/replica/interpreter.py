@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 from threadserve.call import directory
 from threadserve.call.context import propagated
 from threadserve.call.deadline import BOUND
+from threadserve.call.isolation import Isolation
 from threadserve.call.request import ANSWERED, CURRENT, Request
 from threadserve.concurrency.interpreters import Interpreter, Mailbox
 from threadserve.concurrency.outcome import Error, Value
@@ -260,14 +261,16 @@ class InterpreterReplica:
         channel = request.channel
         try:
             packed = pack_call(args, kwargs)
-            values = propagated.values(context)
-            variables = None if values is None else pack(values)
+            values, adapter = propagated.values(context), request.adapter
+            if isinstance(adapter, Isolation):  # pickling isolates well enough
+                adapter = None
+            more = None if values is None is adapter else pack((values, adapter))
         except Exception as error:
             self.on_done(request, Error(untransportable("an argument", error)))
             return
         credit = 0.0 if channel is None else channel.bound
         request.move_to(self)
-        link.send(request, packed, (request.request_id, request.model_id, deadline, credit, variables))
+        link.send(request, packed, (request.request_id, request.model_id, deadline, credit, more))
 
     def _done(self, request: Request, outcome: Outcome) -> None:
         request.context = None

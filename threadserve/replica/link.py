@@ -10,6 +10,8 @@ has an inbox of its own and is driven by the threads that read that (``next``, `
     CANCEL  number                              the sender wants no answer any more
     EXPIRE  number                              the same, because the deadline has passed
     CREDIT  number, count                       the reader of a stream has read so many
+    WAITS   number, since, calls, line          the body waits for calls that it has made; see ``waiting.py``
+    WAKE    number, since, error                its wait has an end, by this error
     TELL    verb, value                         outside of all calls; STOP ends a thread that reads
 
 What has been put has been started: nothing is ever sent twice.
@@ -25,11 +27,13 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from threadserve.call.request import ANSWERED, Request
+from threadserve.call.request import ANSWERED, Request, Wait
+from threadserve.concurrency.channel import put_async
 from threadserve.concurrency.outcome import Error, Outcome, Value
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import ArgumentError, RequestTimeoutError
 from threadserve.replica.codec import is_plain, pack, pack_call, pack_error, unpack, unpack_error
+from threadserve.replica.waiting import heard, open_ended, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,8 +60,8 @@ __all__ = [
     "untransportable",
 ]
 
-CALL, ITEM, RETURN, RAISE, CANCEL, EXPIRE, CREDIT, TELL, STOP, ANSWERS = range(10)
-_OF_ANSWERS = (RETURN, ITEM, RAISE)
+CALL, ITEM, RETURN, RAISE, CANCEL, EXPIRE, CREDIT, TELL, STOP, ANSWERS, WAITS, WAKE = range(12)
+_OF_ANSWERS = (RETURN, ITEM, RAISE, WAITS)  # a wait is told after the items that came before it
 _IN_ORDER: tuple[Any, ...] = (ANSWERS,)
 """Stands for a message that waits for those before it."""
 
@@ -247,10 +251,41 @@ class Link:
             self._begin(message[1], message[2], message[3], message[4])
         elif kind == ANSWERS:
             self._work_off_answers()
+        elif kind == WAITS:
+            self._hear(message)
         elif kind in _OF_ANSWERS:  # no stream comes, so the order does not matter
             self._returned(kind, message[1], message[2])
         else:
             self._notify(message)
+
+    # ---- waits
+
+    def waits(self) -> list[Wait]:
+        """Return the waits of the bodies that run here for the other end."""
+        with self._lock:
+            running = list(self._taken.values())
+        return [wait for request in running if request is not None and (wait := request.wait) is not None]
+
+    def tell_waits(self) -> None:
+        """Tell the other end of those waits that nothing here can end."""
+        with self._lock:
+            numbers = {request: number for number, request in self._taken.items() if request is not None}
+            ways = {
+                request: (number, 0 if (inlet := self._inlets.get(number)) is None else inlet.poured)
+                for number, request in self._sent.items()
+            }
+        for request, wait in open_ended(numbers):
+            what = told(numbers[request], request, wait, ways.get)
+            if what is not None:
+                self.put((WAITS, *what))
+
+    def _hear(self, message: tuple[Any, ...]) -> None:
+        with self._lock:
+            sent, taken = dict(self._sent), dict(self._taken)
+        heard(message[1:], sent, taken, self._wake)
+
+    def _wake(self, number: int, since: float, error: BaseException) -> None:
+        self.put((WAKE, number, since, pack_error(error)))
 
     def _work_off_answers(self) -> None:
         """See to items and ends of bodies in the order in which they came; one thread at a time does."""
@@ -265,6 +300,8 @@ class Link:
                     inlet = self._inlets.get(message[1])
                     if inlet is not None:
                         inlet.pour(message[2])
+                elif message[0] == WAITS:
+                    self._hear(message)
                 else:
                     self._returned(message[0], message[1], message[2])
             finally:
@@ -281,6 +318,10 @@ class Link:
                 return
         if kind == CREDIT:
             cast("Outlet", request.channel).earn(message[2])
+        elif kind == WAKE:
+            wait = request.wait
+            if wait is not None and wait.since == message[2]:
+                wait.fail(unpack_error(message[3]))
         elif kind == EXPIRE:
             request.expire()
         else:
@@ -336,8 +377,10 @@ class Outlet:
         self.bound = credit
         """How many items the producer may be ahead; ``math.inf``: any number."""
         self._send = send
+        self.sent = 0
+        """How many items have been sent; grows before one is on its way."""
         self._lock = kernel.lock()
-        self._credit = credit  # guarded by _lock, as all below
+        self._credit = credit  # guarded by _lock, as all below, and what was sent
         self._writers: dict[Subscriber, None] = {}
         self._is_closed = False
 
@@ -367,11 +410,16 @@ class Outlet:
                     self._writers[subscriber] = None
                 return None
             self._credit -= 1
+            self.sent += 1
         try:
             self._send(item)
         except Exception as error:
             raise untransportable("an item", error) from error
         return True
+
+    async def aput(self, item: Any) -> bool:
+        """Send `item`, suspending while there is no credit; False when it is closed."""
+        return await put_async(self, item)
 
     def wait_for_room(self, subscriber: Subscriber) -> bool:
         """Whether an item may be offered; if not, `subscriber` is told when one may be."""
@@ -413,7 +461,7 @@ class _Inlet:
         self._channel = channel
         self._give = give
         self._lock = kernel.lock()
-        self._poured = 0  # guarded by _lock, as is the next
+        self.poured = 0  # guarded by _lock, as is the next; how many items have come
         self._given = 0
         self.failure: Exception | None = None
         """Why an item could not be read; what comes after it is dropped."""
@@ -428,7 +476,7 @@ class _Inlet:
             self.failure = untransportable("an item", error)
             return
         with self._lock:
-            self._poured += 1
+            self.poured += 1
         if self._channel.bound != math.inf:
             self.tell()
 
@@ -437,7 +485,7 @@ class _Inlet:
         bound = self._channel.bound
         while True:
             with self._lock:
-                out = self._poured - self._given
+                out = self.poured - self._given
                 read = out - len(self._channel)
                 is_due = read > 0 and (out >= bound or read * 2 >= bound)
                 if is_due:

@@ -1,26 +1,24 @@
 """Finds waits that can never end and ends them with an explanation.
 
-A body that waits for requests, without a timeout, has the watch told. A tenth of a second later the watch takes one picture
-of all routers, holding all their locks (in the order of their names; nobody else ever holds two), and asks ``call/waits.py``
-who holds whom. Being stuck is stable, so one picture is proof. Where there is a knot, its youngest wait gets DeadlockError:
-that may free all others, and those who only wait for the knot, however many, have done nothing wrong. Then the watch
-looks again, until nobody is stuck.
+A body that waits for requests, without a timeout, has the watch told. A tenth of a second later, and again from time to time
+(``call/lookout.py``), the watch takes one picture of all routers, holding all their locks (in the order of their names;
+nobody else ever holds two), and asks ``call/waits.py`` who holds whom. Being stuck is stable, so one picture is proof. Where
+there is a knot, its youngest wait gets DeadlockError: that may free all others, and those who only wait for the knot,
+however many, have done nothing wrong. Then the watch looks again, until nobody is stuck.
 
-Mostly it is the last wait to join that completes a deadlock, but not always: an argument arrives, and what is left to wait
-for is stuck; a replica could not be replaced after all. So a wait is looked at again each time its age has
-doubled. Nothing runs when no body waits, and a wait that ends in time has cost two stores.
+What a body in an interpreter of its own waits for is told from there (``replica/waiting.py``), and is part of the picture.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
-from threadserve.call.answer import Answer, request_of
+from threadserve.call.answer import inputs_of
+from threadserve.call.lookout import Lookout
 from threadserve.call.request import ANSWERED, CURRENT, Wait
 from threadserve.call.waits import Picture, knot
-from threadserve.concurrency.future import is_future
 from threadserve.concurrency.loops import may_time_out, stack_of_task
 from threadserve.concurrency.threads import stack_of_thread
 from threadserve.errors import DeadlockError
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from threadserve.call.request import Request
-    from threadserve.concurrency.kernel import Kernel, Timer
+    from threadserve.concurrency.kernel import Kernel
     from threadserve.router.router import Holdings, Router
 
     class Watched(Protocol):
@@ -44,10 +42,7 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ["PATIENCE_S", "DeadlockWatch"]
-
-PATIENCE_S = 0.1
-"""How long a wait lasts before it is looked at, in seconds."""
+__all__ = ["DeadlockWatch"]
 
 _SHOWN = 20
 
@@ -67,55 +62,30 @@ class DeadlockWatch:
         pools: Callable[[], Sequence[Watched]],
         is_being_replaced: Callable[[Router], bool],
     ) -> None:
-        self._kernel = kernel
         self._pools = pools
         self._is_being_replaced = is_being_replaced
-        self._lock = kernel.lock()
-        self._alarm: Timer | None = None  # guarded by _lock, as all below
-        self._next = math.inf
-        self._last = -math.inf
+        self._lookout = Lookout(kernel, self._waits, self._look)
 
     def notice(self) -> None:
         """Be told that a body has begun to wait. Never blocks, never raises."""
-        moment = self._kernel.now() + PATIENCE_S
-        if self._next <= moment:  # read without the lock: whoever looks sets it first and sees this wait then
-            return
-        with suppress(
-            RuntimeError
-        ):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
-            self._look_at(moment)
-
-    def _look_at(self, moment: float) -> None:
-        """Look at `moment`, if not before."""
-        with self._lock:
-            if self._next <= moment:
-                return
-            alarm = self._kernel.call_at(moment, lambda: self._kernel.errands.post(self._look))
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._next, self._alarm = moment, alarm
+        self._lookout.notice()
 
     def _look(self) -> None:
-        """Look, if a wait is due for it, and see when the next one will be."""
-        now = self._kernel.now()
-        with self._lock:
-            last, self._last = self._last, now
-            self._next, self._alarm = (
-                math.inf,
-                None,
-            )  # before looking: a wait that begins now is seen, or sets it anew
-        looks = [_looks(wait.since, now) for wait in self._waits()]
-        if any(last < due <= now for due, _ in looks):
-            while self._resolve():
-                pass
-        if looks:
-            self._look_at(max(now + PATIENCE_S, min(following for _, following in looks)))
+        while self._resolve():
+            pass
 
     def _waits(self) -> list[Wait]:
         found: list[Wait] = []
         for router in {pool.router: None for pool in self._pools()}:
             with router.lock:
-                found += [request.wait for request in router.holds().running if request.wait is not None]
+                found += [
+                    wait
+                    for request in router.holds().running
+                    if (wait := request.wait) is not None
+                    and (
+                        wait.place is None or not (wait.error or wait.is_ended())
+                    )  # who told of it is silent then
+                ]
         return found
 
     def _resolve(self) -> bool:
@@ -146,14 +116,6 @@ class DeadlockWatch:
         return knot(_draw(holdings, waits, shut)), waits
 
 
-def _looks(since: float, now: float) -> tuple[float, float]:
-    """Return when a wait that began at `since` was to be looked at last, and when it is to be next: its age doubles."""
-    age = PATIENCE_S
-    while since + age <= now:
-        age *= 2
-    return since + age / 2, since + age
-
-
 def _wait_of(request: Request) -> Wait | None:
     """Return the wait that a request's body is in, unless it has ended; the locks are held.
 
@@ -173,6 +135,8 @@ def _is_open_ended(request: Request, wait: Wait) -> bool:
     """Whether no timer is about to end `wait`. It is looked at again last: the timer may have rung since the picture."""
     if wait.is_help:
         return request.helped in wait.needs
+    if wait.place is not None:  # whoever told of it has looked
+        return request.wait is wait
     may_end = may_time_out(request.runner, lambda context: context.get(CURRENT) is request)
     return not may_end and request.wait is wait
 
@@ -181,28 +145,12 @@ def _draw(holdings: dict[str, Holdings], waits: dict[Request, Wait], shut: set[s
     """Draw who needs whom. Only a queue before slots that are all held by waits is drawn: in any other all can move."""
     picture: Picture[Request] = Picture()
     for name, held in holdings.items():
-        picture.needs.update((request, inputs) for request in held.waiting if (inputs := _inputs(request)))
+        picture.needs.update((request, inputs) for request in held.waiting if (inputs := inputs_of(request)))
         picture.needs.update((request, waits[request].needs) for request in held.running if request in waits)
         if name in shut and all(request in waits for request in held.running):
             picture.holders[name] = held.running
             picture.queued.update((request, name) for request in held.queued if request.deadline == math.inf)
     return picture
-
-
-def _inputs(request: Request) -> list[Request]:
-    """Return the calls whose answers `request` waits for; nothing where something else will let it go on, or may."""
-    inputs: list[Request] = []
-    for value in (*(request.args or ()), *(request.kwargs or {}).values()):
-        if isinstance(value, Answer):
-            inputs.append(request_of(value))
-        elif is_future(value):
-            return []
-    has_failed = any(
-        (outcome := each.outcome) is not None and outcome.exception is not None for each in inputs
-    )
-    if has_failed or request.deadline != math.inf:  # it is about to be answered, or will expire
-        return []
-    return [each for each in inputs if each.outcome is None]
 
 
 def _explain(victim: Request, waits: dict[Request, Wait], group: Iterable[Request]) -> DeadlockError:
@@ -229,7 +177,7 @@ def _describe(request: Request, wait: Wait | None) -> str:
     if wait is None:
         return f"{name} is {request.state.value}"
     needs = ", ".join(f"{need.router.name}.{need.method}" for need in wait.needs[:4])
-    where = _place(request)
+    where = _place(request) if wait.place is None else wait.place
     return f"{name} holds a slot and waits for {needs}{f' at {where}' if where else ''}"
 
 
