@@ -24,6 +24,7 @@ import _thread
 import signal
 import sys
 import threading
+from _signal import getsignal  # type: ignore[import-not-found]  # pyright: ignore  # what signal wraps: every deploy asks
 from typing import TYPE_CHECKING
 
 from threadserve.concurrency.waiter import read_on, wait_on
@@ -54,6 +55,10 @@ def _may_raise(frame: FrameType | None) -> bool:
     return True
 
 
+def _code_of(handler: object) -> object:
+    return getattr(getattr(handler, "__func__", handler), "__code__", None)
+
+
 def is_our_code_interrupted() -> bool:
     """Whether a signal handler of the user's asks, and the code of ours that it interrupted may hold locks.
 
@@ -61,8 +66,7 @@ def is_our_code_interrupted() -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    handlers = map(signal.getsignal, signal.valid_signals())
-    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers}
+    codes = {_code_of(handler) for handler in map(getsignal, range(1, signal.NSIG)) if callable(handler)}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in codes:
         frame = frame.f_back
