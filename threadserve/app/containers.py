@@ -29,7 +29,9 @@ def contents(value: object) -> Iterator[object]:
             continue
         seen[id(each)] = each
         yield each
-        waiting.extend(reversed(parts_of(each) or ()))
+        parts = parts_of(each)
+        if parts:
+            waiting.extend(reversed(parts))
 
 
 def rebuilt(value: V, replace: Callable[[object], object]) -> V:
@@ -56,8 +58,10 @@ def rebuilt(value: V, replace: Callable[[object], object]) -> V:
             done[key] = (each, each if is_same else remade(each, after))
         elif (new := replace(each)) is not each:
             done[key] = (each, new)
+        elif (parts := parts_of(each)) is None:
+            done[key] = (each, each)
         else:
-            opened[key] = parts = parts_of(each) or []
+            opened[key] = parts
             refuse_circle(parts, opened)
             waiting.extend(reversed(parts))
     return cast("V", done[id(value)][1])
