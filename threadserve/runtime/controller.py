@@ -340,6 +340,8 @@ class Controller:
         self._wait_for_what_goes()
         if self._lodger is not None:
             self._lodger.shutdown()
+        elif not self._going:  # else it is a replica that asks, and has yet to end
+            self._watch.end()
 
     def patience(self) -> float:
         """Return the longest graceful timeout of the apps that are up, in seconds; 0 when none is. Never blocks."""

@@ -85,6 +85,15 @@ class DeadlockWatch:
         ):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
             self._look_at(moment)
 
+    def end(self) -> None:
+        """Look no more: the runtime is over, and so are all bodies that it has had."""
+        with self._lock:
+            alarm, self._alarm = self._alarm, None
+            self._next = -math.inf
+        if alarm is not None:
+            alarm.cancel()
+        self._pools, self._is_being_replaced = tuple, _never
+
     def _look_at(self, moment: float) -> None:
         """Look at `moment`, if not before."""
         with self._lock:
@@ -242,3 +251,8 @@ def _place(request: Request) -> str:
     while helped is not None:
         above, helped = above + 1, helped.helped
     return stack_of_thread(runner, run_claimed.__code__, above)
+
+
+def _never(router: Router) -> bool:
+    """Stand in for a runtime that is over."""
+    return False

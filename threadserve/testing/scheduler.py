@@ -145,6 +145,7 @@ class SimulatedKernel:
         self._timer: SimulatedThread | None = None
         self._is_timer_idle = False
         self._loops: list[asyncio.AbstractEventLoop] = []
+        self._has_begun = False
         self._disturbance = contextlib.ExitStack()
         self.user_chance: random.Random | None = (
             None  # what ``random`` draws from in simulated code, once it does
@@ -194,7 +195,7 @@ class SimulatedKernel:
     def call_at(self, deadline: float, fn: Callable[[], object]) -> SimulatedAlarm:
         """Call `fn` on the timer thread when the clock says `deadline`. If it raises, the run fails."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             turns.refuse_when_ending()
             self._alarms_set += 1
             alarm = SimulatedAlarm(turns, self._alarms_set, fn)
@@ -210,7 +211,7 @@ class SimulatedKernel:
     def spawn(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
         """Start a thread that runs `fn` in an empty context. If it raises, the run fails."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             turns.refuse_when_ending()
             thread = self._start(name, fn)
             turns.log(me, "starts", name)
@@ -245,8 +246,9 @@ class SimulatedKernel:
     def begin(self) -> None:
         """Put the calling thread under control, as main. For who cannot use ``run``; ``finish`` must follow."""
         turns = self._turns
-        if turns.threads:
+        if self._has_begun:
             raise RuntimeError("a SimulatedKernel runs once; make another one")
+        self._has_begun = True
         me = turns.current = SimulatedThread(turns, "main", None)
         me.run_here()
         turns.threads.append(me)
@@ -280,7 +282,7 @@ class SimulatedKernel:
     def _settle(self) -> None:
         """Main has returned: let the others go on until all are parked."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             is_time_left = turns.settle(me)
             is_locked_out = any(t.is_parked and isinstance(t.waits_for, SimulatedLock) for t in turns.threads)
             if is_locked_out and not is_time_left:
@@ -315,6 +317,16 @@ class SimulatedKernel:
                 turns.failure = StuckError("the run is over, but not all of its threads")
             names = ", ".join(thread.name for thread in stubborn)
             turns.failure.add_note(f"blocked outside of the kernel, or deaf: {names}")
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave no circle behind: a search makes thousands of kernels, and to collect one takes a tenth of its run."""
+        self._alarms.clear()
+        self._loops.clear()
+        self._timer = None
+        self._turns.let_go()
+        self.errands = self.callbacks = _Over()
 
     def _close_loops(self) -> None:
         if self._loops:
@@ -378,13 +390,13 @@ class SimulatedKernel:
 
     def _next_alarm(self) -> Callable[[], object]:
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             while True:
                 while self._alarms and self._alarms[0][2].fn is None:
                     heapq.heappop(self._alarms)
                 if self._alarms and self._alarms[0][0] <= turns.now:
                     alarm = heapq.heappop(self._alarms)[2]
-                    turns.log(me, "rings", alarm)
+                    turns.log(me, "rings", alarm.label)
                     fn, alarm.fn = alarm.fn, None
                     return cast("Callable[[], object]", fn)
                 self._is_timer_idle = True
@@ -401,6 +413,16 @@ class SimulatedKernel:
 
 def _nobody() -> None:
     """Pass on a baton that is not there."""
+
+
+class _Over:
+    """The services of a kernel whose run is over: nobody is there to do what they are sent."""
+
+    def start(self) -> None:
+        """Nobody comes."""
+
+    def post(self, note: Callable[[], object]) -> None:
+        """Nobody hears it."""
 
 
 @contextlib.contextmanager

@@ -195,6 +195,7 @@ class Simulation(AbstractContextManager["Simulation"]):
                 self._lines.end()
             self._places.give_back()
             api.forget(self._kernel)
+            self._kernel.simulation = None
             _last.set(self)
             control.uninstall()
 
