@@ -99,15 +99,21 @@ def refuse_unknown(
             raise error(f"{of} has no option {name!r}{hint}")
 
 
-@contextmanager
-def inside(place: str) -> Generator[None]:
+class inside(AbstractContextManager[None]):  # noqa: N801 - used like a function
     """Put ``place`` in front of every refusal that the body raises."""
-    try:
-        yield
-    except ConfigError as error:
-        raise type(error)(f"{place}: {error}") from None
-    except TypeError as error:
-        raise TypeError(f"{place}: {error}") from None
+
+    __slots__ = ("_place",)
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ConfigError):
+            raise type(error)(f"{self._place}: {error}") from None
+        if isinstance(error, TypeError):
+            raise TypeError(f"{self._place}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,9 +163,13 @@ class Turns:
             pick = self._choose_next(me.number, runnable)  # as in _choose_with, without the calls
             self.choices.append(pick)
             if pick:
-                chosen = self.threads[runnable.pop(pick - 1)]
+                self.current = chosen = self.threads[runnable.pop(pick - 1)]
                 runnable.append(me.number)
-                self._pass_on(me, chosen)
+                if me.number:
+                    chosen.baton.release()
+                    me.baton.acquire()
+                else:
+                    self._pass_on(me, chosen)
             return
         if not self.is_ending:
             self._pass_on(me, self._choose(me))
@@ -303,7 +307,7 @@ class Turns:
             return
         self.current = chosen
         chosen.baton.release()
-        if me is not self.threads[0]:
+        if me.number:
             me.baton.acquire()
             return
         # Main looks up now and then: a signal that came just before the wait would not end it, and
