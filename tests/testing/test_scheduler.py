@@ -471,12 +471,15 @@ def test_a_thread_is_a_real_one_with_its_name() -> None:
         seen: list[tuple[str, bool, int | None]] = []
 
         def look() -> None:
+            begin.wait()
             current = threading.current_thread()
             seen.append((current.name, current.daemon, current.ident))
 
+        begin = kernel.waiter()
         thread = kernel.spawn("worker 7", look)
 
         assert thread.is_alive()
+        begin.set()
         thread.join()
 
         assert not thread.is_alive()

@@ -9,9 +9,10 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from types import TracebackType
 from typing import Any, NoReturn, TypeVar, cast
 
 from threadserve.errors import ConfigError, NotSupportedError

@@ -164,10 +164,13 @@ class Seats:
     def _arrange(self) -> None:
         """Put the seats that are open now in order."""
         seats = list(self._open)
-        self.free = sum(max(0, seat.limit - seat.ongoing) for seat in seats)
         self._alone = seats[0] if len(seats) == 1 else None
         self._by_load = []
-        self._least = min((seat.ongoing for seat in seats), default=0)
+        self._least = self.free = 0
+        if not seats:
+            return
+        self.free = sum([max(0, seat.limit - seat.ongoing) for seat in seats])
+        self._least = min([seat.ongoing for seat in seats])
         for seat in seats:
             self._place(seat)
 

@@ -616,8 +616,11 @@ def _asks(plan: Plan) -> list[Ask]:
     """Return what a plan's deployments reserve; nothing for those that ask for nothing."""
     asks = []
     for planned in plan.deployments:
+        options = planned.config.ray_actor_options
+        if not options:
+            continue
         name = f"{plan.app}/{planned.name}"
-        demand = Demand.of(name, planned.config.ray_actor_options)
+        demand = Demand.of(name, options)
         if not demand.is_empty:
             asks.append(Ask(name, demand, planned.config.initial_replicas))
     return asks

@@ -87,12 +87,11 @@ class DeadlockWatch:
 
     def end(self) -> None:
         """Look no more: the runtime is over, and so are all bodies that it has had."""
-        with self._lock:
-            alarm, self._alarm = self._alarm, None
-            self._next = -math.inf
+        self._pools, self._is_being_replaced = tuple, _never
+        self._next = -math.inf  # without the lock: nobody begins to wait any more
+        alarm, self._alarm = self._alarm, None
         if alarm is not None:
             alarm.cancel()
-        self._pools, self._is_being_replaced = tuple, _never
 
     def _look_at(self, moment: float) -> None:
         """Look at `moment`, if not before."""

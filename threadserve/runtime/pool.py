@@ -73,6 +73,7 @@ class Pool:
         self._lost: dict[Seat, None] = {}  # until they have been put away
         self._probes: dict[Seat, HealthProbe] = {}
         self._keepers: list[Thread] = []
+        self._left: tuple[Sequence[Seat], Sequence[Thread]] = ((), ())  # when it was closed: no more come after that
         self._naps: dict[WaiterLike, None] = {}
         self.router = router
         self.seats: list[Seat] = []
@@ -367,6 +368,7 @@ class Pool:
             self._is_stopping = True
             seats, naps, probes = list(self.seats), list(self._naps), list(self._probes.values())
             self._probes.clear()
+            self._left = seats, list(self._keepers)
         for nap in naps:
             nap.set()
         for probe in probes:
@@ -378,8 +380,7 @@ class Pool:
 
         What does not end by then is abandoned: its callers get ReplicaDiedError, and the log says what is left.
         """
-        with self._lock:
-            seats, keepers = list(self.seats), list(self._keepers)
+        seats, keepers = self._left
         for seat in seats:
             self._drain(seat, deadline)
         for seat in seats:

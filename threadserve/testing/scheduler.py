@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Service
     from threadserve.testing.choices import Schedule
 
-__all__ = ["SimulatedKernel", "StuckError", "explore", "on_one_processor"]
+__all__ = ["SimulatedKernel", "LateErrands", "StuckError", "explore", "on_one_processor"]
 
 R = TypeVar("R")
 
@@ -109,6 +109,32 @@ def explore(test: Callable[[SimulatedKernel], object], seeds: Iterable[int] | in
         except BaseException as failure:
             failure.add_note("\n  ".join([f"with seed {seed}; the trace ends:", *kernel.trace[-40:]]))
             raise
+
+
+class LateErrands(Errands):
+    """A reaper whose thread starts with the first note: most simulated runs have none, and a thread has its price."""
+
+    def __init__(self, kernel: SimulatedKernel, name: str) -> None:
+        super().__init__(kernel, name)
+        self._waiter = _Summons(kernel.turns, lambda: kernel.begin_thread(name, self._run))
+
+    def start(self) -> None:
+        """Nothing to prepare: the thread comes with the first note, however that is posted."""
+
+
+class _Summons(SimulatedWaiter):
+    """What is set where nobody waits yet: then somebody comes."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, turns: Turns, call: Callable[[], object]) -> None:
+        super().__init__(turns, "waiter", 0)
+        self._call: Callable[[], object] | None = call
+
+    def fulfil(self) -> None:
+        call, self._call = self._call, None
+        if call is not None and not self._turns.is_ending:
+            call()
 
 
 class SimulatedKernel:
@@ -202,7 +228,7 @@ class SimulatedKernel:
             heapq.heappush(self._alarms, (deadline, self._alarms_set, alarm))
             turns.log(me, "sets", f"{alarm} to {deadline:g}")
             if self._timer is None:
-                self._timer = self._start("threadserve timer", self._ring)
+                self._timer = self.begin_thread("threadserve timer", self._ring)
             elif self._is_timer_idle and self._alarms[0][2] is alarm:
                 turns.wake(self._timer)
             turns.pause(me)
@@ -213,7 +239,7 @@ class SimulatedKernel:
         turns = self._turns
         with turns as me:
             turns.refuse_when_ending()
-            thread = self._start(name, fn)
+            thread = self.begin_thread(name, fn)
             turns.log(me, "starts", name)
             turns.pause(me)
             return thread
@@ -347,7 +373,8 @@ class SimulatedKernel:
 
     # ---- threads
 
-    def _start(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
+    def begin_thread(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
+        """Start a thread; in the section, where ``spawn`` cannot be called."""
         thread = SimulatedThread(self._turns, name, fn)
         worker = hire()
         thread.run_on(worker)

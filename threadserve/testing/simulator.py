@@ -14,7 +14,7 @@ from threadserve.testing import control, lines
 from threadserve.testing.choices import named
 from threadserve.testing.lines import Lines
 from threadserve.testing.reproduction import written
-from threadserve.testing.scheduler import SimulatedKernel, on_one_processor
+from threadserve.testing.scheduler import LateErrands, SimulatedKernel, on_one_processor
 from threadserve.testing.stand_ins import here, sleep
 from threadserve.testing.traces import HOOKS, Records, Trace
 from threadserve.testing.turns import Ended
@@ -82,6 +82,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._kernel = SimulatedKernel(
             seed, max_steps=max_steps, schedule=schedule, on_thread=self._on_thread(grain)
         )
+        self._kernel.errands = LateErrands(self._kernel, "threadserve reaper")
         if grain != "operation":
             self._lines = Lines(self._kernel, in_plain_code=grain == "runtime")
         self._records = self._kernel.records = Records(self._kernel.turns)
