@@ -320,7 +320,7 @@ class TestEnd:
 
         run(a_bit_of_everything, seed)
 
-        assert alive() == before
+        assert alive() <= before
 
     @pytest.mark.parametrize("seed", range(5))
     def test_leaves_no_thread_behind_when_the_run_failed(self, seed: int) -> None:
@@ -338,7 +338,7 @@ class TestEnd:
         with pytest.raises(StuckError):
             run(main, seed)
 
-        assert alive() == before
+        assert alive() <= before
 
     def test_lets_the_others_go_on_until_they_are_parked(self) -> None:
         steps: list[int] = []
