@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from threadserve.testing.turns import current
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from threadserve.testing.turns import SimulatedThread, Turns
 
-__all__ = ["SimulatedAlarm", "SimulatedLock", "SimulatedWaiter"]
+__all__ = ["SimulatedAlarm", "SimulatedDeque", "SimulatedLock", "SimulatedWaiter"]
 
 
 class SimulatedLock:
@@ -176,3 +177,32 @@ class SimulatedAlarm:
             fn, self.fn = self.fn, None
             turns.log(me, "cancels", self.label)
         del fn  # dies outside of the section
+
+
+class SimulatedDeque(deque[Any]):
+    """A deque that is used without a lock: others may go on right before it is touched, and right after."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self._turns = turns
+
+    def append(self, item: Any) -> None:
+        """Put `item` at the end."""
+        stop = self._turns.stop
+        stop()
+        super().append(item)
+        stop()
+
+    def popleft(self) -> Any:
+        """Take the first item.
+
+        Raises:
+            IndexError: There is none.
+        """
+        stop = self._turns.stop
+        stop()
+        item = super().popleft()
+        stop()
+        return item

@@ -7,8 +7,9 @@ and a seed that fails fails again. Time is virtual: what would sleep for five mi
 How it works. ``SimulatedKernel`` is a Kernel. Its threads are real ones, but only the one that holds the
 baton runs; each has a raw lock of its own to wait for it. Whoever comes to a *switch point* lets the kernel
 choose who goes on, perhaps itself. Switch points are: before a lock is taken and after it has been released,
-before a wait, before and after ``waiter.set``, after a thread or a timer was started, before a timer is
-cancelled or a thread joined, and each turn of an event loop. A thread that has to wait is *parked* until
+before a wait, before and after ``waiter.set``, before and after an item is put into a deque that is used without a lock or
+taken out of it, after a thread or a timer was started, before a timer is cancelled or a thread joined, and each turn of
+an event loop. A thread that has to wait is *parked* until
 another one makes it runnable. When nobody can run, the clock jumps to the next timeout or timer; when there
 is none (or only the runtime's own look-outs set theirs again and again), the run is stuck and fails with every
 thread's stack. Timers ring on a thread, as they do in the real kernel, so what they call may take locks. This file
@@ -69,7 +70,7 @@ from threadserve.concurrency.real import put_under
 from threadserve.concurrency.reaper import Callbacks, Errands
 from threadserve.testing.choices import Random
 from threadserve.testing.crew import Worker, hire
-from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
+from threadserve.testing.primitives import SimulatedAlarm, SimulatedDeque, SimulatedLock, SimulatedWaiter
 from threadserve.testing.turns import (
     LAST_STEPS,
     Ended,
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Service
     from threadserve.testing.choices import Schedule
 
-__all__ = ["SimulatedKernel", "LateErrands", "StuckError", "explore", "on_one_processor"]
+__all__ = ["LateErrands", "SimulatedKernel", "StuckError", "explore", "on_one_processor"]
 
 R = TypeVar("R")
 
@@ -213,6 +214,10 @@ class SimulatedKernel:
         """Make a waiter, for one wait."""
         self._waiters += 1
         return SimulatedWaiter(self._turns, "waiter", self._waiters)
+
+    def deque(self) -> SimulatedDeque:
+        """Make a deque that is used without a lock."""
+        return SimulatedDeque(self._turns)
 
     def now(self) -> float:
         """The virtual time in seconds; 0.0 in the beginning."""

@@ -156,6 +156,13 @@ class Turns:
         if self.runnable or self.steps > self.limit:
             self.give_way(me)
 
+    def stop(self) -> None:
+        """A switch point outside of the section, for the holder of the baton; nothing for a thread that is none of the run's."""
+        me = self.current
+        if me is not None and not self.is_busy and me.ident == get_ident():
+            with self:
+                self.pause(me)
+
     def give_way(self, me: SimulatedThread) -> None:
         """Let the schedule say whether `me` or another one goes on: a switch point at which there is something to decide."""
         if self.steps <= self.limit:
