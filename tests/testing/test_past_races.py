@@ -369,7 +369,9 @@ PLANTED: list[Any] = [
         id="iterates-over-what-others-change",
     ),
     pytest.param(Error, "fetch", looks_who_is_first, fetch_a_failure_twice, id="looks-who-is-first"),
-    pytest.param(Channel, "offer", looks_for_readers_first, read_a_narrow_stream, id="looks-for-readers-first"),
+    pytest.param(
+        Channel, "offer", looks_for_readers_first, read_a_narrow_stream, id="looks-for-readers-first"
+    ),
 ]
 PROGRAMS = list(dict.fromkeys(planted.values[-1] for planted in PLANTED))
 

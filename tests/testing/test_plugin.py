@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 import re
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points

@@ -12,10 +12,12 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from types import TracebackType
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from threadserve.errors import ConfigError, NotSupportedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = [
     "Keep",

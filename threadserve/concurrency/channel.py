@@ -61,7 +61,7 @@ class Channel:
         self._bound = bound
         self._low = 0 if math.isinf(bound) else bound // 2
         self._lock = kernel.lock()
-        self._items: deque[Any] = kernel.deque()  # guarded by _lock, as all below; see above for who does without
+        self._items: deque[Any] = kernel.deque()  # guarded by _lock, but see above; as all below
         self._readers: dict[Subscriber, None] = {}
         self._writers: dict[Subscriber, None] = {}
         self._is_finished = False

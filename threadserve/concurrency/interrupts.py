@@ -24,7 +24,7 @@ import _thread
 import signal
 import sys
 import threading
-from _signal import getsignal  # type: ignore[import-not-found]  # pyright: ignore  # what signal wraps: every deploy asks
+from _signal import getsignal  # type: ignore[import-not-found]
 from typing import TYPE_CHECKING
 
 from threadserve.concurrency.waiter import read_on, wait_on
@@ -66,6 +66,7 @@ def is_our_code_interrupted() -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
+    # signal.getsignal makes enums of what it finds, sixty times: a delete would take half as long again.
     codes = {_code_of(handler) for handler in map(getsignal, range(1, signal.NSIG)) if callable(handler)}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in codes:

@@ -513,7 +513,7 @@ class Controller:
             return plans or [app.failed] if app.failed else plans
 
     def _way(self, app: str, deployment: str) -> _Way:
-        """Return the way to a deployment; its router is the one that old handles still hold, if there is one. The lock is held."""
+        """Return the way to a deployment, by the router that old handles still hold, if there is one. The lock is held."""
         way = self._ways.get((app, deployment))
         if way is None:
             router = directory.find(app, deployment)

@@ -252,6 +252,6 @@ def _place(request: Request) -> str:
     return stack_of_thread(runner, run_claimed.__code__, above)
 
 
-def _never(router: Router) -> bool:
+def _never(_: Router) -> bool:
     """Stand in for a runtime that is over."""
     return False

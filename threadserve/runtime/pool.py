@@ -73,7 +73,7 @@ class Pool:
         self._lost: dict[Seat, None] = {}  # until they have been put away
         self._probes: dict[Seat, HealthProbe] = {}
         self._keepers: list[Thread] = []
-        self._left: tuple[Sequence[Seat], Sequence[Thread]] = ((), ())  # when it was closed: no more come after that
+        self._left: tuple[Sequence[Seat], Sequence[Thread]] = ((), ())  # to be stopped, once it was closed
         self._naps: dict[WaiterLike, None] = {}
         self.router = router
         self.seats: list[Seat] = []

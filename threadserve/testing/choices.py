@@ -93,7 +93,7 @@ class _RandomSchedule:
 
         def choose(current: int | None, others: Sequence[int]) -> int:
             nonlocal state
-            state = (state * _FACTOR + _SUMMAND) & _MASK  # as in Chance, without the call: at every switch point
+            state = (state * _FACTOR + _SUMMAND) & _MASK  # as in Chance, without the call
             if current is None:
                 return (state >> 32) % len(others)
             count = len(others)
