@@ -128,6 +128,34 @@ class TestSimulate:
         assert keeper() is None
 
 
+def test_a_simulated_app_leaves_nothing_to_the_garbage_collector() -> None:
+    def call() -> None:
+        with testing.simulate(chain()) as handle:
+            assert handle.remote(1).result() == 3
+
+    call()  # and what is made once
+    gc.collect()
+
+    call()
+    call()  # which lets go of the run before
+
+    assert gc.collect() == 0
+
+
+class TestTheReaper:
+    def test_has_no_thread_where_it_has_nothing_to_do(self) -> None:
+        with testing.simulate(chain()) as handle:
+            handle.remote(1).result()
+
+        assert "threadserve reaper" not in {step.thread for step in testing.trace()}
+
+    def test_comes_with_the_first_note(self) -> None:
+        with testing.simulate(apps.Counting.options(stream_buffer_size=1).bind()) as handle:
+            next(handle.options(stream=True).remote(100))  # and nobody reads on
+
+        assert "threadserve reaper" in {step.thread for step in testing.trace()}
+
+
 class TestSimulation:
     def test_runs_several_apps(self) -> None:
         with testing.simulation(seed=2):
