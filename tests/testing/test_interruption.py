@@ -189,7 +189,7 @@ class TestCtrlC:
             run(main, max_steps=10**9)
 
         assert unwound == ["main", "worker"]
-        assert alive() == before
+        assert alive() <= before
         assert signal.getsignal(signal.SIGINT) is handler
 
     def test_strikes_at_once_in_the_code_of_main(self) -> None:

@@ -152,7 +152,7 @@ class TestAPlantedBug:
             with pytest.raises(kind):
                 testing.reproduce(found.reproduction)(fn)()
         assert testing.trace() == found.trace
-        assert alive() == before
+        assert alive() <= before
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     @pytest.mark.parametrize(("fn", "grain"), FIXED)

@@ -40,7 +40,7 @@ class TestSimulate:
             assert handle.remote(1).result() == 3
             assert list(serve.status().applications) == ["default"]
 
-        assert alive() == before
+        assert alive() <= before
         assert not serve.status().applications
 
     def test_takes_no_real_time(self) -> None:
@@ -77,7 +77,7 @@ class TestSimulate:
 
         assert "@testing.reproduce('random:3')" in caught.value.__notes__[0]
         assert "main: calls" in caught.value.__notes__[0]
-        assert alive() == before
+        assert alive() <= before
 
     def test_lets_the_users_error_out_as_itself(self) -> None:
         with pytest.raises(TypeError, match="can only concatenate"):
