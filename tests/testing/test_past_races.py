@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ class _Add:
         yield from range(to)
 
     def take_a_second(self) -> None:
-        time.sleep(1)
+        testing.current_simulation().advance(1)
 
     def take_an_hour(self) -> Any:
         return asyncio.sleep(3600)  # begins on a worker, and goes on on the loop

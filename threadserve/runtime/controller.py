@@ -24,7 +24,7 @@ import logging
 import time
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from threadserve.app.graph import Plan, fill
 from threadserve.call import directory
@@ -36,59 +36,20 @@ from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
 from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
-from threadserve.runtime.resources import Ask, Demand, Ledger
+from threadserve.runtime.resources import Ask, Ledger, asks_of
 from threadserve.runtime.status import ApplicationStatus, ServeStatus
-from threadserve.runtime.version import App, Place, Retirement, Version, overview
+from threadserve.runtime.version import App, Lodger, Place, Quarters, Retirement, Version, overview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock
-    from threadserve.router.seats import Seat
 
-__all__ = ["Controller", "Lodger", "Quarters"]
+__all__ = ["Controller"]
 
 _log = logging.getLogger("threadserve")
 _log.addHandler(logging.NullHandler())  # what is shown of it is for the application to say
-
-
-class Quarters(Protocol):
-    """Replicas behind one router, as far as the controller has to do with them."""
-
-    @property
-    def router(self) -> Router:
-        """What they get their requests from."""
-        ...
-
-    @property
-    def seats(self) -> Sequence[Seat]:
-        """Those of the replicas that are up."""
-        ...
-
-    @property
-    def is_growing(self) -> bool:
-        """Whether replicas are starting that will take requests. Takes no lock."""
-        ...
-
-    @property
-    def graceful_shutdown_timeout_s(self) -> float:
-        """How long running requests may take to finish when they are closed."""
-        ...
-
-    def close(self, reason: str) -> None:
-        """Take no more requests; those that run go on. Starts no thread."""
-
-
-class Lodger(Protocol):
-    """Who keeps replicas of its own beside the apps: the tasks and actors."""
-
-    def pools(self) -> Sequence[Quarters]:
-        """Return what there is of them."""
-        ...
-
-    def shutdown(self) -> None:
-        """End them all. Blocks."""
 
 
 L = TypeVar("L", bound=Lodger)
@@ -131,7 +92,7 @@ class Controller:
             raise ServeError(
                 f"app {plan.app!r} cannot be run from the code of its own version that is just starting"
             )
-        asks = _asks(plan)
+        asks = asks_of(plan)
         if asks:
             self._ledger.check_together(asks)
         with self._turn(plan.app):
@@ -610,20 +571,6 @@ class _Turn:
     def __init__(self, lock: Lock) -> None:
         self.lock = lock
         self.wanted = 0  # guarded by the controller's lock; those who have it or wait for it
-
-
-def _asks(plan: Plan) -> list[Ask]:
-    """Return what a plan's deployments reserve; nothing for those that ask for nothing."""
-    asks = []
-    for planned in plan.deployments:
-        options = planned.config.ray_actor_options
-        if not options:
-            continue
-        name = f"{plan.app}/{planned.name}"
-        demand = Demand.of(name, options)
-        if not demand.is_empty:
-            asks.append(Ask(name, demand, planned.config.initial_replicas))
-    return asks
 
 
 def _worded(asks: list[Ask]) -> str:
