@@ -232,6 +232,7 @@ class TestExplore:
 
     def test_keeps_the_garbage_collector_for_between_its_runs(self) -> None:
         came: list[str] = []
+        is_running = False
 
         def come(phase: str, info: dict[str, int]) -> None:
             came.append("in a run" if is_running else "between")
@@ -244,7 +245,6 @@ class TestExplore:
                 circle.append(circle)
             is_running = False
 
-        is_running = False
         gc.callbacks.append(come)
         try:
             testing.explore(leave_garbage, runs=5)
