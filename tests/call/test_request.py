@@ -21,6 +21,7 @@ from threadserve.errors import (
     RequestTimeoutError,
 )
 from threadserve.handle import DeploymentHandle
+from threadserve.testing.choices import Replay
 from threadserve.testing.scheduler import SimulatedKernel
 
 if TYPE_CHECKING:
@@ -513,7 +514,7 @@ class TestABodyThatMakesCalls:
         self, inline: bool, moment: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.undo()  # whatever THREADSERVE_INLINE says: here both ways are told
-        kernel = SimulatedKernel()
+        kernel = SimulatedKernel(schedule=Replay().schedule(0))  # where the waiter comes first
         seen: list[str] = []
 
         class Child:

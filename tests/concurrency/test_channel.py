@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from threadserve.concurrency.channel import EMPTY, END, Channel
 from threadserve.concurrency.real import RealKernel
-from threadserve.testing.scheduler import SimulatedKernel, explore
+from threadserve.testing.scheduler import SimulatedKernel, StuckError, explore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from threadserve.concurrency.waiter import Subscriber
 
@@ -352,6 +352,67 @@ def test_several_readers_and_writers_lose_and_double_nothing() -> None:
         assert sorted(got) == [0, 1, 2, 10, 11, 12]
 
     explore(story, 150)
+
+
+def looks_for_readers_first(self: Channel, item: Any, subscriber: Subscriber | None) -> bool | None:
+    """Look whether somebody sleeps, and put the item in then: who falls asleep in between is not told of it."""
+    if self._is_closed:
+        return False
+    if len(self._items) >= self._bound and not self._has_room_now(subscriber):
+        return self._refusal()
+    has_readers = bool(self._readers)
+    self._items.append(item)
+    if has_readers:
+        self._tell_a_reader()
+    return True
+
+
+def looks_for_writers_first(self: Channel, subscriber: Subscriber | None = None) -> Any:
+    """Look whether somebody sleeps, and take an item then: who falls asleep in between is not told of the room."""
+    if self._is_closed:
+        return END
+    has_writers = bool(self._writers)
+    try:
+        item = self._items.popleft()
+    except IndexError:
+        item = self._take_or_wait(subscriber)
+        has_writers = bool(self._writers)
+    if has_writers and len(self._items) <= self._low:
+        self._tell_writers()
+    return item
+
+
+@pytest.mark.parametrize(
+    ("step", "race"), [("offer", looks_for_readers_first), ("take", looks_for_writers_first)]
+)
+def test_a_race_in_what_takes_no_lock_is_found(
+    step: str, race: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explore(hand_over, 200)
+    monkeypatch.setattr(Channel, step, race)
+
+    with pytest.raises(StuckError):
+        explore(hand_over, 200)
+
+
+def hand_over(kernel: SimulatedKernel) -> None:
+    """Have one thread put in what another one takes out, which then waits until the first one has put in all."""
+    channel = Channel(kernel, 1)
+
+    def produce() -> None:
+        for number in range(2):
+            waiter = kernel.waiter()
+            while channel.offer(number, waiter) is None:
+                waiter.wait()
+                waiter = kernel.waiter()
+
+    producer = kernel.spawn("producer", produce)
+    waiter = kernel.waiter()
+    while (item := channel.take(waiter)) is EMPTY:
+        waiter.wait()
+        waiter = kernel.waiter()
+    producer.join()
+    assert [item, channel.take()] == [0, 1]
 
 
 class ChannelMachine(RuleBasedStateMachine):

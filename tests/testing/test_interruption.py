@@ -190,7 +190,7 @@ class TestCtrlC:
             run(main, max_steps=10**9)
 
         assert unwound == ["main", "worker"]
-        assert alive() == before
+        assert alive() <= before
         assert signal.getsignal(signal.SIGINT) is handler
 
     def test_ends_the_run_as_well_while_a_real_app_keeps_handlers_out_of_our_code(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 import re
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +13,7 @@ from typing import TypeAlias
 import pytest
 
 import threadserve
+from threadserve.concurrency.interpreters import is_offered
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
@@ -334,16 +334,48 @@ def test_hangs(serve_app):
         )
 
 
+@pytest.mark.skipif(not is_offered(), reason="replica_type='interpreter' exists from Python 3.14 on")
+def test_serve_app_runs_each_test_with_each_kind_of_replica(
+    suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(pytester.path)
+    pytester.makepyfile(
+        where_it_runs="""
+        import threadserve as serve
+
+        @serve.deployment
+        class Where:
+            def __call__(self):
+                from concurrent import interpreters
+
+                return interpreters.get_current() == interpreters.get_main()
+        """
+    )
+    result = suite(
+        """
+from where_it_runs import Where
+
+def test_where(serve_app, request):
+    is_on_a_thread = serve_app(Where.bind()).remote().result()
+    assert request.node.name == f"test_where[{'thread' if is_on_a_thread else 'interpreter'}]"
+""",
+        "--threadserve-replicas=thread,interpreter",
+    )
+
+    result.assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
         ("--threadserve-engine=dask", "there are threads, ray"),
-        ("--threadserve-replicas=process", "this version of threadserve has thread"),
+        ("--threadserve-replicas=process", "there are thread, interpreter"),
         ("--threadserve-explore=0", "at least 1"),
+        ("--threadserve-engine=threads,ray", "runs apps on threads only"),
         pytest.param(
-            "--threadserve-engine=threads,ray",
-            "Ray is not installed: pip install 'ray[[]serve[]]'",
-            marks=pytest.mark.skipif("ray" in sys.modules, reason="for who has no Ray"),
+            "--threadserve-replicas=thread,interpreter",
+            "from Python 3.14 on",
+            marks=pytest.mark.skipif(is_offered(), reason="Python has them"),
         ),
     ],
 )

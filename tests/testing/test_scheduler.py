@@ -320,7 +320,7 @@ class TestEnd:
 
         run(a_bit_of_everything, seed)
 
-        assert alive() == before
+        assert alive() <= before
 
     @pytest.mark.parametrize("seed", range(5))
     def test_leaves_no_thread_behind_when_the_run_failed(self, seed: int) -> None:
@@ -338,7 +338,7 @@ class TestEnd:
         with pytest.raises(StuckError):
             run(main, seed)
 
-        assert alive() == before
+        assert alive() <= before
 
     def test_lets_the_others_go_on_until_they_are_parked(self) -> None:
         steps: list[int] = []
@@ -466,17 +466,49 @@ class TestEnd:
         assert SimulatedKernel().run(lambda: 42) == 42
 
 
+def test_a_run_leaves_nothing_to_the_garbage_collector() -> None:
+    run(a_bit_of_everything)
+    gc.collect()
+
+    for seed in range(3):
+        run(protected_counter, seed)
+
+    assert gc.collect() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the system has no batch jobs")
+class TestBatchJob:
+    def test_is_what_a_run_is_and_nothing_after_it(self) -> None:
+        before = os.sched_getscheduler(0), os.sched_getaffinity(0)
+
+        during = SimulatedKernel().run(lambda: (os.sched_getscheduler(0), len(os.sched_getaffinity(0))))
+
+        assert during == (os.SCHED_BATCH, 1)
+        assert (os.sched_getscheduler(0), os.sched_getaffinity(0)) == before
+
+    def test_may_be_forbidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def forbid(*_: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "sched_setscheduler", forbid)
+
+        run(protected_counter)
+
+
 def test_a_thread_is_a_real_one_with_its_name() -> None:
     def main(kernel: SimulatedKernel) -> None:
         seen: list[tuple[str, bool, int | None]] = []
 
         def look() -> None:
+            begin.wait()
             current = threading.current_thread()
             seen.append((current.name, current.daemon, current.ident))
 
+        begin = kernel.waiter()
         thread = kernel.spawn("worker 7", look)
 
         assert thread.is_alive()
+        begin.set()
         thread.join()
 
         assert not thread.is_alive()

@@ -62,7 +62,7 @@ class TestAThreadThat:
         real.release()
         for thread in alive() - before:
             thread.join(5)
-        assert alive() == before
+        assert alive() <= before
 
     def test_is_main_fails_the_run_too(self) -> None:
         real = threading.Lock()
@@ -82,7 +82,7 @@ class TestAThreadThat:
         over.append(True)
         for thread in alive() - before:
             thread.join(5)
-        assert alive() == before
+        assert alive() <= before
 
     def test_is_foreign_fails_the_run_when_it_touches_the_runtime(self) -> None:
         from tests.testing.apps import Adder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -29,7 +30,9 @@ def contents(value: object) -> Iterator[object]:
             continue
         seen[id(each)] = each
         yield each
-        waiting.extend(reversed(parts_of(each) or ()))
+        parts = parts_of(each)
+        if parts:
+            waiting.extend(reversed(parts))
 
 
 def rebuilt(value: V, replace: Callable[[object], object]) -> V:
@@ -51,16 +54,18 @@ def rebuilt(value: V, replace: Callable[[object], object]) -> V:
             waiting.pop()
         elif key in opened:  # for the second time at the top: its parts are done
             before = opened.pop(key)
-            after = [done[id(part)][1] for part in before]
-            is_same = all(new is old for new, old in zip(after, before, strict=True))
+            after = [done[id(part)][1] if id(part) in done else part for part in before]
+            is_same = all(map(operator.is_, after, before))
             done[key] = (each, each if is_same else remade(each, after))
         elif (new := replace(each)) is not each:
             done[key] = (each, new)
+        elif (parts := parts_of(each)) is None:
+            waiting.pop()  # a leaf that stays
         else:
-            opened[key] = parts = parts_of(each) or []
+            opened[key] = parts
             refuse_circle(parts, opened)
             waiting.extend(reversed(parts))
-    return cast("V", done[id(value)][1])
+    return cast("V", done[id(value)][1]) if id(value) in done else value
 
 
 def refuse_circle(parts: list[Any], opened: dict[int, list[Any]]) -> None:

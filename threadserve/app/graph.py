@@ -82,9 +82,10 @@ class Plan:
         level_of: dict[str, int] = {}
         levels: list[list[str]] = []
         for planned in self.deployments:
-            level = 1 + max((level_of[child] for child in planned.children), default=-1)
+            level = 1 + max([level_of[child] for child in planned.children], default=-1)
             level_of[planned.name] = level
-            levels.extend([] for _ in range(len(levels), level + 1))
+            if level == len(levels):  # never more: a level is one above that of a child
+                levels.append([])
             levels[level].append(planned.name)
         return tuple(map(tuple, levels))
 

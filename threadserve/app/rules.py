@@ -9,12 +9,15 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from threadserve.errors import ConfigError, NotSupportedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = [
     "Keep",
@@ -99,15 +102,21 @@ def refuse_unknown(
             raise error(f"{of} has no option {name!r}{hint}")
 
 
-@contextmanager
-def inside(place: str) -> Generator[None]:
+class inside(AbstractContextManager[None]):  # noqa: N801 - used like a function
     """Put ``place`` in front of every refusal that the body raises."""
-    try:
-        yield
-    except ConfigError as error:
-        raise type(error)(f"{place}: {error}") from None
-    except TypeError as error:
-        raise TypeError(f"{place}: {error}") from None
+
+    __slots__ = ("_place",)
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ConfigError):
+            raise type(error)(f"{self._place}: {error}") from None
+        if isinstance(error, TypeError):
+            raise TypeError(f"{self._place}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

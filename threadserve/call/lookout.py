@@ -53,6 +53,15 @@ class Lookout:
         ):  # there is no thread for a timer: nobody looks, and the wait goes on all the same
             self._look_at(moment)
 
+    def end(self) -> None:
+        """Look no more. Nobody may begin to wait any more."""
+        self._waits = tuple
+        with self._lock:
+            self._next = -math.inf
+            alarm, self._alarm = self._alarm, None
+        if alarm is not None:
+            alarm.cancel()
+
     def _look_at(self, moment: float) -> None:
         """Look at `moment`, if not before."""
         with self._lock:
@@ -68,10 +77,10 @@ class Lookout:
         now = self._kernel.now()
         with self._lock:
             last, self._last = self._last, now
-            self._next, self._alarm = (
-                math.inf,
-                None,
-            )  # before looking: a wait that begins now is seen, or sets it anew
+            if self._next == -math.inf:  # it has ended
+                return
+            # Before looking: a wait that begins now is seen, or sets it anew.
+            self._next, self._alarm = math.inf, None
         looks = [_looks(wait.since, now) for wait in self._waits()]
         if any(last < due <= now for due, _ in looks):
             self._look()

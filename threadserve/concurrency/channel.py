@@ -61,7 +61,7 @@ class Channel:
         self._bound = bound
         self._low = 0 if math.isinf(bound) else bound // 2
         self._lock = kernel.lock()
-        self._items: deque[Any] = deque()  # guarded by _lock, as all below
+        self._items: deque[Any] = kernel.deque()  # guarded by _lock, but see above; as all below
         self._readers: dict[Subscriber, None] = {}
         self._writers: dict[Subscriber, None] = {}
         self._is_finished = False
@@ -152,12 +152,12 @@ class Channel:
         with self._lock:
             if subscriber is not None:
                 self._readers[subscriber] = None
-            if self._items:  # by now
-                item = self._items.popleft()
-            elif self._is_finished or self._is_closed:
+            try:
+                item = self._items.popleft()  # by now; not asked for before: other readers take no lock
+            except IndexError:
+                if not (self._is_finished or self._is_closed):
+                    return EMPTY
                 item = END
-            else:
-                return EMPTY
             if subscriber is not None:
                 self._readers.pop(subscriber, None)
             return item

@@ -9,11 +9,12 @@ simulated app can stand beside a real one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     import random
+    from collections import deque
     from collections.abc import Callable, Iterable
 
     from threadserve.concurrency.waiter import Subscriber
@@ -108,6 +109,10 @@ class Kernel(Protocol):
 
     def waiter(self) -> WaiterLike:
         """Make a waiter, for one wait."""
+        ...
+
+    def deque(self) -> deque[Any]:
+        """Make a deque that several threads append to and pop from without a lock."""
         ...
 
     def now(self) -> float:

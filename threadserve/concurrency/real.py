@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from _thread import allocate_lock, get_ident
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from threadserve.concurrency.reaper import Callbacks, Errands
@@ -30,6 +31,7 @@ class RealKernel:
     # Bound once, not wrapped: what a room gets from here *is* the primitive.
     lock: Any = staticmethod(allocate_lock)
     waiter: Any = Waiter
+    deque: Any = deque
     now: Any = staticmethod(time.monotonic)
 
     def __init__(self) -> None:

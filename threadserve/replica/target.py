@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from threadserve.call.response import DeploymentResponse
@@ -36,6 +36,7 @@ class Target:
         self._looks = _behind_proxies(func_or_class) if self.is_class else func_or_class
         self.servable: Any = None if self.is_class else func_or_class
         """The user's instance, once it is made; a function is its own."""
+        self._members = self._find_members() if self.is_class else {}
         self._async_methods = self._find_async_methods()
 
     def construct(self) -> Any:
@@ -95,7 +96,7 @@ class Target:
 
     def has(self, method: str) -> bool:
         """Whether the user's class has `method`."""
-        return self.is_class and inspect.getattr_static(self._looks, method, None) is not None
+        return self._members.get(method) is not None
 
     def finalize(self) -> Any:
         """Call the instance's ``__del__``, if there is one, and see to it that Python does not call it again.
@@ -125,7 +126,7 @@ class Target:
         """Return the names that can be called, public ones and those with one leading underscore."""
         names = (name for name in dir(self._looks) if not name.startswith("__"))
         found = [name for name in names if _is_method(inspect.getattr_static(self._looks, name, None))]
-        if self.is_class and "__call__" in _members(self._looks):
+        if "__call__" in self._members:
             found.insert(0, "__call__")
         return tuple(found)
 
@@ -133,14 +134,16 @@ class Target:
         if not self.is_class:
             is_async = _begins_async(self._looks)
             return frozenset(("__call__",) if is_async else ())
-        members: dict[str, object] = {}
-        for base in reversed(
-            inspect.getmro(self._looks)[:-1]
-        ):  # what object has is not asked, for every replica
-            members.update(vars(base))
         return frozenset(
-            name for name, member in members.items() if _is_method(member) and _begins_async(member)
+            name for name, member in self._members.items() if _is_method(member) and _begins_async(member)
         )
+
+    def _find_members(self) -> dict[str, object]:
+        """Return what the user's class and its bases have, but for ``object``."""
+        members: dict[str, object] = {}
+        for base in reversed(inspect.getmro(self._looks)[:-1]):
+            members.update(vars(base))
+        return members
 
     def _refuse(self, request: Request) -> NoReturn:
         available = self.methods()
@@ -166,10 +169,6 @@ def _behind_proxies(cls: Any) -> Any:
     return cls
 
 
-def _members(cls: Any) -> set[str]:
-    return {name for base in inspect.getmro(cls) if base is not object for name in vars(base)}
-
-
 def _is_method(member: object) -> bool:
     return callable(member) or isinstance(member, (staticmethod, classmethod))
 
@@ -177,8 +176,12 @@ def _is_method(member: object) -> bool:
 def _begins_async(member: object) -> bool:
     if isinstance(member, (staticmethod, classmethod)):
         member = member.__func__
+    if type(member) is FunctionType and not member.__dict__:  # as nearly all are: its flags say all
+        return bool(member.__code__.co_flags & _ASYNC)
     return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
+
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 NO_RESULT = frozenset(
     (CoroutineType, GeneratorType, AsyncGeneratorType, DeploymentResponse, DeploymentResponseGenerator)

@@ -150,10 +150,14 @@ class Seats:
     def _arrange(self) -> None:
         """Put the seats that are open now in order."""
         seats = list(self._open)
-        self.free = sum(max(0, seat.limit - len(seat.running)) for seat in seats)
         self._alone = seats[0] if len(seats) == 1 else None
-        self._by_load = [{} for _ in range(max((len(seat.running) for seat in seats), default=-1) + 1)]
-        self._least = min((len(seat.running) for seat in seats), default=0)
+        self._by_load = []
+        self._least = self.free = 0
+        if not seats:
+            return
+        self.free = sum([max(0, seat.limit - len(seat.running)) for seat in seats])
+        self._least = min([len(seat.running) for seat in seats])
+        self._by_load = [{} for _ in range(max([len(seat.running) for seat in seats]) + 1)]
         for seat in seats:
             self._by_load[len(seat.running)][seat] = None
 

@@ -24,7 +24,7 @@ import logging
 import time
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from threadserve.app.graph import Plan, fill
 from threadserve.call import directory
@@ -36,59 +36,20 @@ from threadserve.handle import DeploymentHandle
 from threadserve.router.router import Router
 from threadserve.runtime.deadlock import DeadlockWatch
 from threadserve.runtime.pool import Pool
-from threadserve.runtime.resources import Ask, Demand, Ledger
+from threadserve.runtime.resources import Ask, Ledger, asks_of
 from threadserve.runtime.status import ApplicationStatus, ServeStatus
-from threadserve.runtime.version import App, Place, Retirement, Version, overview
+from threadserve.runtime.version import App, Lodger, Place, Quarters, Retirement, Version, overview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, Lock
-    from threadserve.router.seats import Seat
 
-__all__ = ["Controller", "Lodger", "Quarters"]
+__all__ = ["Controller"]
 
 _log = logging.getLogger("threadserve")
 _log.addHandler(logging.NullHandler())  # what is shown of it is for the application to say
-
-
-class Quarters(Protocol):
-    """Replicas behind one router, as far as the controller has to do with them."""
-
-    @property
-    def router(self) -> Router:
-        """What they get their requests from."""
-        ...
-
-    @property
-    def seats(self) -> Sequence[Seat]:
-        """Those of the replicas that are up."""
-        ...
-
-    @property
-    def is_growing(self) -> bool:
-        """Whether replicas are starting that will take requests. Takes no lock."""
-        ...
-
-    @property
-    def graceful_shutdown_timeout_s(self) -> float:
-        """How long running requests may take to finish when they are closed."""
-        ...
-
-    def close(self, reason: str) -> None:
-        """Take no more requests; those that run go on. Starts no thread."""
-
-
-class Lodger(Protocol):
-    """Who keeps replicas of its own beside the apps: the tasks and actors."""
-
-    def pools(self) -> Sequence[Quarters]:
-        """Return what there is of them."""
-        ...
-
-    def shutdown(self) -> None:
-        """End them all. Blocks."""
 
 
 L = TypeVar("L", bound=Lodger)
@@ -103,7 +64,7 @@ class Controller:
         self._lock = kernel.lock()
         self._apps: dict[str, App] = {}  # guarded by _lock
         self._turns: dict[str, _Turn] = {}  # guarded by _lock
-        self._handles: dict[tuple[str, str], DeploymentHandle[Any]] = {}  # guarded by _lock
+        self._ways: dict[tuple[str, str], _Way] = {}  # guarded by _lock
         self._going: dict[Retirement, None] = {}  # guarded by _lock
         self._is_closed = False  # guarded by _lock
         self._lodger: Lodger | None = None  # guarded by _lock
@@ -131,24 +92,26 @@ class Controller:
             raise ServeError(
                 f"app {plan.app!r} cannot be run from the code of its own version that is just starting"
             )
-        asks = _asks(plan)
+        asks = asks_of(plan)
         if asks:
             self._ledger.check_together(asks)
         with self._turn(plan.app):
-            app = self._begin(plan, route_prefix)
             version = Version(plan, f"{self._kernel.random.getrandbits(40):010x}", isolation)
+            app, ways = self._begin(version, route_prefix)
             try:
-                with self._lock:
-                    app.coming = version
-                self._reserve(app, version, asks)
-                self._bring_up(app, version)
+                if asks:
+                    self._reserve(app, version, asks)
+                predecessors = self._predecessors(app)
+                self._bring_up(app, version, ways, predecessors)
             except BaseException as error:
                 self._roll_back(app, version, error)
                 raise
-            self._commit(app, version, route_prefix)
-        return self.handle(plan.app, plan.ingress)
+            self._commit(app, version, route_prefix, predecessors)
+        return ways[plan.ingress].handle
 
-    def _begin(self, plan: Plan, route_prefix: str | None) -> App:
+    def _begin(self, version: Version, route_prefix: str | None) -> tuple[App, dict[str, _Way]]:
+        """Note that `version` is coming, and return the ways to its deployments."""
+        plan = version.plan
         with self._lock:
             if self._is_closed:
                 raise ServeError("the runtime has been shut down")
@@ -163,15 +126,23 @@ class Controller:
             app.message, app.failed_deployment = "", None
             if app.version is None:
                 app.route_prefix = route_prefix
-        _log.info("deploying app %r: %s", plan.app, ", ".join(planned.name for planned in plan.deployments))
-        return app
+            app.coming = version
+            ways = {planned.name: self._way(plan.app, planned.name) for planned in plan.deployments}
+        _log.info("deploying app %r: %s", plan.app, ", ".join(ways))
+        return app, ways
 
-    def _bring_up(self, app: App, version: Version) -> None:
+    def _bring_up(
+        self,
+        app: App,
+        version: Version,
+        ways: Mapping[str, _Way],
+        predecessors: Mapping[str, Sequence[Pool]],
+    ) -> None:
         """Start the plan's deployments level by level; what has no predecessor gets requests at once."""
         plan = version.plan
         present = {pool.name for pool in app.version.pools} if app.version else set()
         for level in plan.levels():
-            pools = [self._pool(version, name) for name in level]
+            pools = [self._pool(version, name, ways) for name in level]
             version.levels.append(pools)
             for pool in pools:
                 if pool.name not in present:
@@ -183,7 +154,7 @@ class Controller:
                 raise failures[0]
             for pool in pools:
                 if pool.name not in present:
-                    pool.seat(*self._predecessors(app, pool.name))
+                    pool.seat(*predecessors.get(pool.name, ()))
 
     def _reserve(self, app: App, version: Version, asks: list[Ask]) -> None:
         """Reserve what the version asks for, all of it at once; where others hold it, wait until they let it go.
@@ -219,24 +190,26 @@ class Controller:
 
     def _make_room(self, app: App, old: Version) -> None:
         """Stop the present version before the new one starts, because the machine does not have room for both."""
+        reason = "its app is being replaced, and there are not the resources for both"
         with self._lock:
             app.version = None
             app.message = "the old version was stopped first: there are not the resources for both"
+            retirement = self._retirement(app.name, old, reason)
         _log.warning("app %r: %s", app.name, app.message)
-        retirement = self._retire(
-            app.name, old, "its app is being replaced, and there are not the resources for both"
-        )
+        self._retire(retirement)
         if not self._asks_from_inside(app.name):
             retirement.wait()
 
-    def _pool(self, version: Version, name: str) -> Pool:
+    def _pool(self, version: Version, name: str, ways: Mapping[str, _Way]) -> Pool:
         plan = version.plan
         planned = plan.deployment(name)
         gpu_ids = [held.gpu_ids for held in version.reservations if held.deployment == f"{plan.app}/{name}"]
-        arguments = fill((planned.init_args, planned.init_kwargs), lambda child: self.handle(plan.app, child))
+        arguments = (planned.init_args, planned.init_kwargs)
+        if planned.children:
+            arguments = fill(arguments, lambda child: ways[child].handle)
         return Pool(
             self._kernel,
-            self._router(plan.app, name),
+            ways[name].router,
             planned,
             arguments,
             version.code_version,
@@ -244,28 +217,43 @@ class Controller:
             version.isolation,
         )
 
-    def _commit(self, app: App, version: Version, route_prefix: str | None) -> None:
+    def _commit(
+        self,
+        app: App,
+        version: Version,
+        route_prefix: str | None,
+        predecessors: Mapping[str, Sequence[Pool]],
+    ) -> None:
         """Let the new version take the requests; the old one goes, in its own time."""
         old = app.version
         present = {pool.name for pool in old.pools} if old else set()
         for pool in version.pools:
             if pool.name in present:
                 pool.open()
-                pool.seat(*self._predecessors(app, pool.name))
+                pool.seat(*predecessors.get(pool.name, ()))
         with self._lock:
             app.version, app.coming, app.failed = version, None, None
             app.status, app.route_prefix = ApplicationStatus.RUNNING, route_prefix
             app.deployed_at = time.time()
+            retirement = (
+                None if old is None else self._retirement(app.name, old, "the app was redeployed without it")
+            )
         _log.info("app %r is running", app.name)
-        if old is not None:
-            self._retire(app.name, old, "the app was redeployed without it")
+        if retirement is not None:
+            self._retire(retirement)
 
-    def _predecessors(self, app: App, deployment: str) -> list[Pool]:
-        """Return the pools that may have seats behind a deployment's router: of the present version, and of those that go."""
+    def _predecessors(self, app: App) -> dict[str, list[Pool]]:
+        """Return, by deployment, the pools that may have seats behind its router: of the present version, and of those that go.
+
+        Good for the whole turn: nobody else makes versions go meanwhile.
+        """
         with self._lock:
             versions = [retirement.version for retirement in self._going if retirement.app == app.name]
             versions += [app.version] if app.version else []
-        return [pool for version in versions for pool in version.pools if pool.name == deployment]
+        found: dict[str, list[Pool]] = {}
+        for pool in [pool for version in versions for pool in version.pools]:
+            found.setdefault(pool.name, []).append(pool)
+        return found
 
     def _roll_back(self, app: App, version: Version, error: BaseException) -> None:
         """Stop what was started of a version that did not come up, and say so in the status."""
@@ -279,8 +267,9 @@ class Controller:
                 app.failed = version.plan
             else:
                 app.status = ApplicationStatus.RUNNING
+            retirement = self._retirement(app.name, version, "its app failed to start")
         _log.warning("app %r could not be deployed: %s", app.name, error)
-        retirement = self._retire(app.name, version, "its app failed to start")
+        self._retire(retirement)
         if not self._asks_from_inside(app.name):
             retirement.wait()
 
@@ -302,15 +291,18 @@ class Controller:
             coming = [app.coming for app in self._apps.values() if app.coming]
         for version in coming:
             version.call_off("the runtime is being shut down")
-        with self._lock:
-            going = list(self._going) if hurry else []
-        for retirement in going:
-            retirement.hurry()
+        if hurry:
+            with self._lock:
+                going = list(self._going)
+            for retirement in going:
+                retirement.hurry()
         for name in names:
             self._begin_delete(name, hurry=hurry)
         self._wait_for_what_goes()
         if self._lodger is not None:
             self._lodger.shutdown()
+        elif not self._going:  # else it is a replica that asks, and has yet to end
+            self._watch.end()
 
     def patience(self) -> float:
         """Return the longest graceful timeout of the apps that are up, in seconds; 0 when none is. Never blocks."""
@@ -367,29 +359,36 @@ class Controller:
         if self._is_starting_itself(name):
             self._kernel.spawn(f"{name} delete", lambda: self.delete(name))  # once it is up
             return
-        with self._lock:
-            waiting = self._apps.get(name)
-            coming = None if waiting is None else waiting.coming
+        waiting = self._apps.get(name)
+        coming = None if waiting is None else waiting.coming
         if coming is not None and not coming.levels:
             coming.call_off("it was deleted while it waited for resources")
         with self._turn(name):
             with self._lock:
                 app = self._apps.pop(name, None)
-                for key in [key for key in self._handles if key[0] == name]:
-                    del self._handles[key]
+                for key in [key for key in self._ways if key[0] == name]:
+                    del self._ways[key]
+                retirement = (
+                    None
+                    if app is None or app.version is None
+                    else self._retirement(name, app.version, "its app was deleted")
+                )
             if app is None:
                 return
             _log.info("deleting app %r", name)
-            if app.version is not None:
-                self._retire(name, app.version, "its app was deleted", hurry=hurry)
+            if retirement is not None:
+                if hurry:
+                    retirement.hurry()
+                self._retire(retirement)
 
-    def _retire(self, app: str, version: Version, reason: str, *, hurry: bool = False) -> Retirement:
-        """Take `version` down on a thread of its own."""
+    def _retirement(self, app: str, version: Version, reason: str) -> Retirement:
+        """Note that `version` goes; the lock is held, so that it is missed at no moment. ``_retire`` must follow."""
         retirement = Retirement(self._kernel, app, version, reason)
-        if hurry:
-            retirement.hurry()
-        with self._lock:
-            self._going[retirement] = None
+        self._going[retirement] = None
+        return retirement
+
+    def _retire(self, retirement: Retirement) -> None:
+        """Take a version down on a thread of its own."""
 
         def run() -> None:
             retirement.run()
@@ -398,20 +397,18 @@ class Controller:
             retirement.finish()
 
         try:
-            self._kernel.spawn(f"{app} retire", run)
+            self._kernel.spawn(f"{retirement.app} retire", run)
         except (
             RuntimeError
         ):  # no thread to be had: then on this one, for whoever waits must not wait for ever
             run()
-        return retirement
 
     # ---- look-ups
 
     def handle(self, app: str, deployment: str) -> DeploymentHandle[Any]:
         """Return the handle of a deployment, always the same one while the app is not deleted."""
-        router = self._router(app, deployment)
         with self._lock:
-            return self._handles.setdefault((app, deployment), DeploymentHandle(router))
+            return self._way(app, deployment).handle
 
     def app_handle(self, name: str) -> DeploymentHandle[Any]:
         """Return the ingress handle of an app.
@@ -476,15 +473,17 @@ class Controller:
             plans = [version.plan for version in (app.version, app.coming) if version is not None]
             return plans or [app.failed] if app.failed else plans
 
-    def _router(self, app: str, deployment: str) -> Router:
-        """Return the router of a deployment; the one that old handles still hold, if there is one."""
-        with self._lock:
+    def _way(self, app: str, deployment: str) -> _Way:
+        """Return the way to a deployment, by the router that old handles still hold, if there is one. The lock is held."""
+        way = self._ways.get((app, deployment))
+        if way is None:
             router = directory.find(app, deployment)
             if not isinstance(router, Router) or router.kernel is not self._kernel:
                 router = Router(self._kernel, app, deployment)
                 directory.register(router)
             router.on_wait = self._watch.notice
-            return router
+            way = self._ways[app, deployment] = _Way(router, DeploymentHandle(router))
+        return way
 
     def _versions(self) -> list[Version]:
         """Return what runs, what is coming and what is on its way out; the lock is held."""
@@ -559,23 +558,19 @@ class Controller:
         )
 
 
+class _Way(NamedTuple):
+    """How requests come to a deployment."""
+
+    router: Router
+    handle: DeploymentHandle[Any]
+
+
 class _Turn:
     """Who may change an app."""
 
     def __init__(self, lock: Lock) -> None:
         self.lock = lock
         self.wanted = 0  # guarded by the controller's lock; those who have it or wait for it
-
-
-def _asks(plan: Plan) -> list[Ask]:
-    """Return what a plan's deployments reserve; nothing for those that ask for nothing."""
-    asks = []
-    for planned in plan.deployments:
-        name = f"{plan.app}/{planned.name}"
-        demand = Demand.of(name, planned.config.ray_actor_options)
-        if not demand.is_empty:
-            asks.append(Ask(name, demand, planned.config.initial_replicas))
-    return asks
 
 
 def _worded(asks: list[Ask]) -> str:

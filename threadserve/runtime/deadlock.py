@@ -70,6 +70,11 @@ class DeadlockWatch:
         """Be told that a body has begun to wait. Never blocks, never raises."""
         self._lookout.notice()
 
+    def end(self) -> None:
+        """Look no more: the runtime is over, and so are all bodies that it has had."""
+        self._pools, self._is_being_replaced = tuple, _never
+        self._lookout.end()
+
     def _look(self) -> None:
         while self._resolve():
             pass
@@ -190,3 +195,8 @@ def _place(request: Request) -> str:
     while helped is not None:
         above, helped = above + 1, helped.helped
     return stack_of_thread(runner, run_claimed.__code__, above)
+
+
+def _never(_: Router) -> bool:
+    """Stand in for a runtime that is over."""
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from threadserve.call.context import DeploymentID, ReplicaContext, ReplicaID, ReplicaRank
 from threadserve.concurrency.threads import stack_text
@@ -73,6 +73,7 @@ class Pool:
         self._lost: dict[Seat, None] = {}  # until they have been put away
         self._probes: dict[Seat, HealthProbe] = {}
         self._keepers: list[Thread] = []
+        self._left: tuple[Sequence[Seat], Sequence[Thread]] = ((), ())  # to be stopped, once it was closed
         self._naps: dict[WaiterLike, None] = {}
         self.router = router
         self.seats: list[Seat] = []
@@ -181,7 +182,9 @@ class Pool:
         try:
             self._kernel.spawn(name, lambda: self._bring_up(rank, attempts))
         except RuntimeError as error:  # the system has no thread to give
-            self._conclude(rank, attempts, error)
+            with self._lock:
+                conclusion = self._conclude(rank, attempts, error)
+            self._announce(conclusion)
 
     def _make(self, rank: int) -> Replica:
         args, kwargs = self._arguments
@@ -221,31 +224,35 @@ class Pool:
     def _bring_up(self, rank: int, attempts: int) -> None:
         """Start a replica and give it its seat; stop it again if it is not wanted any more."""
         replica, failure = self._attempt(rank, attempts)
-        is_settled = False
         with self._lock:
             if replica is not None and not self._is_stopping:
                 try:
                     self._settle(replica)
-                    is_settled = True
+                    replica = None  # it has its seat
                     self._troubles.pop(rank, None)
                 except RuntimeError as error:  # the system has no thread to give for its health checks
                     failure = error
-        if replica is not None and not is_settled:
+            conclusion = _UNFINISHED if replica is not None else self._conclude(rank, attempts, failure)
+        if replica is not None:
             replica.stop(_STOP_S)
-        self._conclude(rank, attempts, failure)
+            with self._lock:
+                conclusion = self._conclude(rank, attempts, failure)
+        self._announce(conclusion)
 
-    def _conclude(self, rank: int, attempts: int, failure: BaseException | None) -> None:
-        """Note how a start has ended, and tell who waits for all of them."""
-        with self._lock:
-            if failure is not None:
-                self._failures.append(failure)
-                self._troubles[rank] = self._story(rank, attempts, failure)
-            self._pending -= 1  # last: until here more slots may come, and a wait for one is no deadlock
-            is_last = not self._pending
-            is_dead = is_last and not self.seats and not self._is_stopping
-        if is_dead and self._opening is not None:
+    def _conclude(self, rank: int, attempts: int, failure: BaseException | None) -> _Conclusion:
+        """Note how a start has ended; the lock is held. ``_announce`` must follow."""
+        if failure is not None:
+            self._failures.append(failure)
+            self._troubles[rank] = self._story(rank, attempts, failure)
+        self._pending -= 1  # last: until here more slots may come, and a wait for one is no deadlock
+        is_last = not self._pending
+        return _Conclusion(is_last, is_last and not self.seats and not self._is_stopping)
+
+    def _announce(self, conclusion: _Conclusion) -> None:
+        """Tell who waits for the end of all starts."""
+        if conclusion.is_dead and self._opening is not None:
             self.router.close(self.trouble, self._opening)
-        if is_last:
+        if conclusion.is_last:
             self._started.set()
 
     def _attempt(self, rank: int, attempts: int) -> tuple[Replica | None, BaseException | None]:
@@ -315,7 +322,9 @@ class Pool:
         if probe is not None:
             probe.stop()
         if no_start is not None:
-            self._conclude(rank, 1, no_start)
+            with self._lock:
+                conclusion = self._conclude(rank, 1, no_start)
+            self._announce(conclusion)
         if no_end is not None:
             _log.error("replica %s is left behind as it is: %s", replica.name, no_end)
         if has_died:
@@ -358,6 +367,8 @@ class Pool:
         with self._lock:
             self._is_stopping = True
             seats, naps, probes = list(self.seats), list(self._naps), list(self._probes.values())
+            self._probes.clear()
+            self._left = seats, list(self._keepers)
         for nap in naps:
             nap.set()
         for probe in probes:
@@ -369,12 +380,13 @@ class Pool:
 
         What does not end by then is abandoned: its callers get ReplicaDiedError, and the log says what is left.
         """
-        with self._lock:
-            seats, keepers = list(self.seats), list(self._keepers)
+        seats, keepers = self._left
         for seat in seats:
             self._drain(seat, deadline)
         for seat in seats:
             self._put_away(seat, deadline)
+        if not keepers:
+            return
         for keeper in keepers:
             keeper.join(max(0.0, deadline - self._kernel.now()))
         self._end_drains()  # what was lost before has no more time than the others
@@ -408,8 +420,27 @@ class Pool:
             _log.error("%s.%s was given up: %s", self.router.name, request.method, reason)
 
     def _put_away(self, seat: Seat, deadline: float) -> None:
-        for stuck in seat.replica.stop(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now())):
-            _log.error("replica %s would not stop and is abandoned: %s", seat.replica.name, stuck)
+        replica = seat.replica
+        left = replica.stop(max(_MOMENT_S, deadline + _STOP_S - self._kernel.now()))
+        for stuck in left:
+            _log.error("replica %s would not stop and is abandoned: %s", replica.name, stuck)
+        if not left:  # it has no news any more, and what is gone shall not wait in a circle for the collector
+            replica.on_done = replica.on_death = _nobody
+
+
+class _Conclusion(NamedTuple):
+    """What the end of a start means."""
+
+    is_last: bool
+    is_dead: bool
+    """No replica is up, and none will be."""
+
+
+_UNFINISHED = _Conclusion(is_last=False, is_dead=False)
+
+
+def _nobody(*news: object) -> None:
+    """Stand in for the router and the pool of a replica that is gone."""
 
 
 def _nothing() -> None:

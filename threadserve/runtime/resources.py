@@ -23,10 +23,11 @@ from threadserve.errors import ConfigError, ResourceError
 from threadserve.runtime import machine
 
 if TYPE_CHECKING:
+    from threadserve.app.graph import Plan
     from threadserve.concurrency.kernel import Kernel
     from threadserve.concurrency.waiter import Subscriber
 
-__all__ = ["Ask", "Demand", "Ledger", "LedgerStatistics", "Reservation", "Totals"]
+__all__ = ["Ask", "Demand", "Ledger", "LedgerStatistics", "Reservation", "Totals", "asks_of"]
 
 UNIT = 10_000
 """What 1 is in units."""
@@ -93,6 +94,24 @@ class Ask(NamedTuple):
     def units(self) -> dict[str, int]:
         """What the replicas ask for together."""
         return {name: amount * self.replicas for name, amount in self.demand.units}
+
+
+def asks_of(plan: Plan) -> list[Ask]:
+    """Return what a plan's deployments reserve; nothing for those that ask for nothing.
+
+    Raises:
+        ConfigError: See ``Demand.of``.
+    """
+    asks: list[Ask] = []
+    for planned in plan.deployments:
+        options = planned.config.ray_actor_options
+        if not options:
+            continue
+        name = f"{plan.app}/{planned.name}"
+        demand = Demand.of(name, options)
+        if not demand.is_empty:
+            asks.append(Ask(name, demand, planned.config.initial_replicas))
+    return asks
 
 
 @dataclass(frozen=True, slots=True)

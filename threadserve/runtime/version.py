@@ -1,8 +1,8 @@
-"""An app as the runtime knows it: its versions, how one of them goes, and what the status says of it."""
+"""An app as the runtime knows it: its versions, how one of them goes, what the status says of it; and who lives beside it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from threadserve.errors import DeployError
 from threadserve.runtime.status import (
@@ -14,13 +14,55 @@ from threadserve.runtime.status import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from threadserve.app.graph import Plan, PlannedDeployment
     from threadserve.call.isolation import Isolation
     from threadserve.concurrency.kernel import Kernel, WaiterLike
+    from threadserve.router.router import Router
+    from threadserve.router.seats import Seat
     from threadserve.runtime.pool import Pool
     from threadserve.runtime.resources import Reservation
 
-__all__ = ["App", "Place", "Retirement", "Version", "overview"]
+__all__ = ["App", "Lodger", "Place", "Quarters", "Retirement", "Version", "overview"]
+
+
+class Quarters(Protocol):
+    """Replicas behind one router, as far as the controller has to do with them."""
+
+    @property
+    def router(self) -> Router:
+        """What they get their requests from."""
+        ...
+
+    @property
+    def seats(self) -> Sequence[Seat]:
+        """Those of the replicas that are up."""
+        ...
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether replicas are starting that will take requests. Takes no lock."""
+        ...
+
+    @property
+    def graceful_shutdown_timeout_s(self) -> float:
+        """How long running requests may take to finish when they are closed."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """Take no more requests; those that run go on. Starts no thread."""
+
+
+class Lodger(Protocol):
+    """Who keeps replicas of its own beside the apps: the tasks and actors."""
+
+    def pools(self) -> Sequence[Quarters]:
+        """Return what there is of them."""
+        ...
+
+    def shutdown(self) -> None:
+        """End them all. Blocks."""
 
 
 class Version:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from threadserve.call.request import Request
     from threadserve.concurrency.waiter import Subscriber
-    from threadserve.runtime.controller import Controller, Quarters
+    from threadserve.runtime.controller import Controller
+    from threadserve.runtime.version import Quarters
     from threadserve.tasks.lifetime import Grip
     from threadserve.tasks.options import ActorOptions
 

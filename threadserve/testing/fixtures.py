@@ -7,10 +7,12 @@ stopped at its end all the same, and ``fresh=True`` starts anew in each example.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadserve import api
+from threadserve.app.application import Binding, rebound
 from threadserve.testing import census, example
 from threadserve.testing.choices import Replay
 from threadserve.testing.simulator import current_simulation, simulate
@@ -32,9 +34,15 @@ _GENERATORS = "threadserve.testing.generators"  # needs Hypothesis, and not ever
 
 
 class ServedApps:
-    """The fixture ``serve_app``: call it with an application to run that, on real threads, until the test ends."""
+    """The fixture ``serve_app``: call it with an application to run that, on real threads, until the test ends.
 
-    def __init__(self) -> None:
+    Args:
+        kind: Of all replicas. Those on threads are what the deployments say, nearly always threads as well; "interpreter"
+            puts each deployment, whose class or function must stand at the top level of a module, into interpreters.
+    """
+
+    def __init__(self, kind: str = "thread") -> None:
+        self._kind = kind
         self._running: dict[Application[Any], tuple[api.running[Any], DeploymentHandle[Any]]] = {}
         self._threads = census.threads()
 
@@ -56,10 +64,13 @@ class ServedApps:
             if not fresh:
                 return self._running[app][1]
             self._stop(app)
-        running = api.running(app)
+        running = api.running(app if self._kind == "thread" else rebound(app, self._changed))
         handle = running.__enter__()
         self._running[app] = running, handle
         return handle
+
+    def _changed(self, binding: Binding) -> Binding:
+        return replace(binding, config=binding.config.changed({"replica_type": self._kind}))
 
     def begin(self) -> None:
         """Note what there is before the test."""

@@ -3,6 +3,7 @@
 * ``serve_app(app)``, ``with simulated_app(app) as handle``, ``fake_clock``: see ``fixtures.py``
 * what a test of ``serve_app`` leaves behind (threads, unanswered calls, open streams) fails it
 * ``--threadserve-seed``, ``--threadserve-explore=N``: which schedule, and how many, for ``simulated_app``
+* ``--threadserve-replicas=thread,interpreter``: each test of ``serve_app`` once with each kind of replica
 * ``--threadserve``: a suite that imports ray runs on threads, ours standing in; ``serve_url`` is where HTTP is served
 * a test that times out (with pytest-timeout) tells what every replica is doing, and who waits for whom
 * a failure that Hypothesis could not repeat says what to do about it
@@ -13,6 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,8 +35,8 @@ _HINT = (
     "in the place of serve_app (or testing.simulate in the place of serve.running) the order is drawn by Hypothesis too, "
     "so that the failure repeats and shrinks."
 )
-_ENGINES = {"threads": None, "ray": "Ray is not installed: pip install 'ray[serve]'"}
-_REPLICAS = ("thread",)
+_ENGINES = ("threads", "ray")
+_REPLICAS = ("thread", "interpreter")
 
 
 # ---- options
@@ -72,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--threadserve-replicas",
         default="thread",
         metavar="KINDS",
-        help="what kind of replicas serve_app uses: thread; interpreter is to come",
+        help="what kinds of replicas serve_app uses, one after the other: thread, interpreter (from Python 3.14 on)",
     )
 
 
@@ -99,25 +101,25 @@ def pytest_configure(config: pytest.Config) -> None:
         if engine not in _ENGINES:
             raise pytest.UsageError(f"--threadserve-engine={engine}: there are {', '.join(_ENGINES)}")
         if engine == "ray":
-            from importlib.util import find_spec
-
-            lack = (
-                _ENGINES["ray"]
-                if find_spec("ray") is None
-                else "this version of threadserve cannot run apps on Ray"
-            )
-            raise pytest.UsageError(f"--threadserve-engine=ray: {lack}")
-    for kind in _option(config, "replicas").split(","):
-        if kind not in _REPLICAS:
             raise pytest.UsageError(
-                f"--threadserve-replicas={kind}: this version of threadserve has {', '.join(_REPLICAS)}"
+                "--threadserve-engine=ray: this version of threadserve runs apps on threads only, whether or not Ray is there"
             )
+    for kind in _kinds(config):
+        if kind not in _REPLICAS:
+            raise pytest.UsageError(f"--threadserve-replicas={kind}: there are {', '.join(_REPLICAS)}")
+        if kind == "interpreter" and find_spec("concurrent.interpreters") is None:
+            raise pytest.UsageError("--threadserve-replicas=interpreter: they exist from Python 3.14 on")
     if _option(config, "explore") < 1:
         raise pytest.UsageError("--threadserve-explore: at least 1")
 
 
 def _option(config: pytest.Config, name: str) -> Any:
     return config.getoption(f"--threadserve-{name}")
+
+
+def _kinds(config: pytest.Config) -> list[str]:
+    """Return the kinds of replicas that are asked for."""
+    return str(_option(config, "replicas")).split(",")
 
 
 # ---- fixtures
@@ -128,8 +130,15 @@ def serve_app(request: pytest.FixtureRequest) -> ServedApps:
     """Apps on real threads: call it with an app to get a handle, with ``fresh=True`` to get new replicas."""
     from threadserve.testing.fixtures import ServedApps
 
-    served = request.config.stash[_SERVED] = ServedApps()
+    served = request.config.stash[_SERVED] = ServedApps(getattr(request, "param", _REPLICAS[0]))
     return served
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have each test of ``serve_app`` run with each kind of replica that is asked for."""
+    kinds = _kinds(metafunc.config)
+    if "serve_app" in metafunc.fixturenames and kinds != [_REPLICAS[0]]:
+        metafunc.parametrize("serve_app", kinds, indirect=True, scope="session")
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from threadserve.testing.turns import current
 
@@ -13,27 +14,23 @@ if TYPE_CHECKING:
     from threadserve.concurrency.waiter import Subscriber
     from threadserve.testing.turns import SimulatedThread, Turns
 
-__all__ = ["SimulatedAlarm", "SimulatedLock", "SimulatedWaiter"]
+__all__ = ["SimulatedAlarm", "SimulatedDeque", "SimulatedLock", "SimulatedWaiter"]
 
 
 class SimulatedLock:
     """A lock that is strict: only its holder may release it."""
 
-    __slots__ = ("_holder", "_number", "_turns", "_waiting")
+    __slots__ = ("_holder", "_turns", "_waiting", "label")
 
     def __init__(self, turns: Turns, number: int) -> None:
         self._turns = turns
-        self._number = number
+        self.label = f"lock {number}"
+        """Its name, whoever holds it. It is what the entries have of it: they outlive the run, the lock need not."""
         self._holder: SimulatedThread | None = None
         self._waiting: list[SimulatedThread] | None = None
 
     def __str__(self) -> str:
         return self.label if self._holder is None else f"{self.label}, held by {self._holder.name}"
-
-    @property
-    def label(self) -> str:
-        """Its name, whoever holds it."""
-        return f"lock {self._number}"
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; True when taken. Blocks."""
@@ -51,7 +48,7 @@ class SimulatedLock:
                 return False
             self._holder = me
             if not turns.is_ending:
-                turns.entries.append((me.name, "takes", self, turns.now, id(current())))
+                turns.entries.append((me.name, "takes", self.label, turns.now, id(current())))
             return True
         except BaseException as failure:
             turns.blame(failure)
@@ -71,7 +68,7 @@ class SimulatedLock:
                 raise RuntimeError(f"{me.name} releases {self}" if self._holder else "release unlocked lock")
             self._holder = None
             if not turns.is_ending:
-                turns.entries.append((me.name, "releases", self, turns.now, id(current())))
+                turns.entries.append((me.name, "releases", self.label, turns.now, id(current())))
             if self._waiting:
                 turns.wake(self._waiting.pop(turns.draw(len(self._waiting))))
             turns.steps += 1
@@ -108,22 +105,21 @@ class SimulatedLock:
 class SimulatedWaiter:
     """One thread's one wait. A wait that was ended by ``set`` uses it up, as in the real one."""
 
-    __slots__ = ("_is_set", "_kind", "_number", "_thread", "_turns")
+    __slots__ = ("_is_set", "_thread", "_turns", "label")
 
     def __init__(self, turns: Turns, kind: str, number: int) -> None:
         self._turns = turns
-        self._kind = kind
-        self._number = number
+        self.label = f"{kind} {number}"
         self._is_set = False
         self._thread: SimulatedThread | None = None
 
     def __str__(self) -> str:
-        return f"{self._kind} {self._number}"
+        return self.label
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until ``set`` was called: True; or until `timeout` virtual seconds have passed: False."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             turns.pause(me)
             if not self._is_set:
                 self._thread = me
@@ -134,7 +130,7 @@ class SimulatedWaiter:
                 if not is_woken and not self._is_overtaken():
                     return False
             self._is_set = False
-            turns.log(me, "has", self)
+            turns.log(me, "has", self.label)
             return True
 
     def tell(self) -> Iterable[Subscriber]:
@@ -149,9 +145,9 @@ class SimulatedWaiter:
         if turns.is_busy or me is None or me.ident != get_ident():
             turns.note(self)
             return
-        with turns.section:
+        with turns:
             turns.pause(me)
-            turns.log(me, "sets", self)
+            turns.log(me, "sets", self.label)
             self.fulfil()
             turns.pause(me)
 
@@ -169,21 +165,50 @@ class SimulatedWaiter:
 class SimulatedAlarm:
     """Something that will happen, unless cancelled."""
 
-    __slots__ = ("_number", "_turns", "fn")
+    __slots__ = ("_turns", "fn", "label")
 
     def __init__(self, turns: Turns, number: int, fn: Callable[[], object]) -> None:
         self._turns = turns
-        self._number = number
+        self.label = f"alarm {number}"
         self.fn: Callable[[], object] | None = fn
 
     def __str__(self) -> str:
-        return f"alarm {self._number}"
+        return self.label
 
     def cancel(self) -> None:
         """Let it not happen, if it has not yet."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             turns.pause(me)
             fn, self.fn = self.fn, None
-            turns.log(me, "cancels", self)
+            turns.log(me, "cancels", self.label)
         del fn  # dies outside of the section
+
+
+class SimulatedDeque(deque[Any]):
+    """A deque that is used without a lock: others may go on right before it is touched, and right after."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self._turns = turns
+
+    def append(self, item: Any) -> None:
+        """Put `item` at the end."""
+        stop = self._turns.stop
+        stop()
+        super().append(item)
+        stop()
+
+    def popleft(self) -> Any:
+        """Take the first item.
+
+        Raises:
+            IndexError: There is none.
+        """
+        stop = self._turns.stop
+        stop()
+        item = super().popleft()
+        stop()
+        return item

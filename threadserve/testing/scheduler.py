@@ -7,8 +7,9 @@ and a seed that fails fails again. Time is virtual: what would sleep for five mi
 How it works. ``SimulatedKernel`` is a Kernel. Its threads are real ones, but only the one that holds the
 baton runs; each has a raw lock of its own to wait for it. Whoever comes to a *switch point* lets the kernel
 choose who goes on, perhaps itself. Switch points are: before a lock is taken and after it has been released,
-before a wait, before and after ``waiter.set``, after a thread or a timer was started, before a timer is
-cancelled or a thread joined, and each turn of an event loop. A thread that has to wait is *parked* until
+before a wait, before and after ``waiter.set``, before and after an item is put into a deque that is used without a lock or
+taken out of it, after a thread or a timer was started, before a timer is cancelled or a thread joined, and each turn of
+an event loop. A thread that has to wait is *parked* until
 another one makes it runnable. When nobody can run, the clock jumps to the next timeout or timer; when there
 is none (or only the runtime's own look-outs set theirs again and again), the run is stuck and fails with every
 thread's stack. Timers ring on a thread, as they do in the real kernel, so what they call may take locks. This file
@@ -69,7 +70,7 @@ from threadserve.concurrency.real import put_under
 from threadserve.concurrency.reaper import Callbacks, Errands
 from threadserve.testing.choices import Random
 from threadserve.testing.crew import Worker, hire
-from threadserve.testing.primitives import SimulatedAlarm, SimulatedLock, SimulatedWaiter
+from threadserve.testing.primitives import SimulatedAlarm, SimulatedDeque, SimulatedLock, SimulatedWaiter
 from threadserve.testing.turns import (
     LAST_STEPS,
     Ended,
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
     from threadserve.concurrency.kernel import Service
     from threadserve.testing.choices import Schedule
 
-__all__ = ["SimulatedKernel", "StuckError", "explore", "on_one_processor"]
+__all__ = ["LateErrands", "SimulatedKernel", "StuckError", "explore", "on_one_processor"]
 
 R = TypeVar("R")
 
@@ -109,6 +110,36 @@ def explore(test: Callable[[SimulatedKernel], object], seeds: Iterable[int] | in
         except BaseException as failure:
             failure.add_note("\n  ".join([f"with seed {seed}; the trace ends:", *kernel.trace[-40:]]))
             raise
+
+
+class LateErrands(Errands):
+    """A reaper whose thread starts with the first note: most simulated runs have none, and a thread has its price."""
+
+    def __init__(self, kernel: SimulatedKernel, name: str) -> None:
+        super().__init__(kernel, name)
+        self._waiter = _Summons(kernel.turns, lambda: kernel.begin_thread(name, self._run))
+
+    def start(self) -> None:
+        """Nothing to prepare: the thread comes with the first note, however that is posted."""
+
+    def end(self) -> None:
+        """Have nobody come any more."""
+        self._waiter = self._kernel.waiter()
+
+
+class _Summons(SimulatedWaiter):
+    """What is set where nobody waits yet: then somebody comes."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, turns: Turns, call: Callable[[], object]) -> None:
+        super().__init__(turns, "waiter", 0)
+        self._call: Callable[[], object] | None = call
+
+    def fulfil(self) -> None:
+        call, self._call = self._call, None
+        if call is not None and not self._turns.is_ending:
+            call()
 
 
 class SimulatedKernel:
@@ -145,6 +176,7 @@ class SimulatedKernel:
         self._timer: SimulatedThread | None = None
         self._is_timer_idle = False
         self._loops: list[asyncio.AbstractEventLoop] = []
+        self._has_begun = False
         self._disturbance = contextlib.ExitStack()
         self.user_chance: random.Random | None = (
             None  # what ``random`` draws from in simulated code, once it does
@@ -187,6 +219,10 @@ class SimulatedKernel:
         self._waiters += 1
         return SimulatedWaiter(self._turns, "waiter", self._waiters)
 
+    def deque(self) -> SimulatedDeque:
+        """Make a deque that is used without a lock."""
+        return SimulatedDeque(self._turns)
+
     def now(self) -> float:
         """The virtual time in seconds; 0.0 in the beginning."""
         return self._turns.now
@@ -194,14 +230,14 @@ class SimulatedKernel:
     def call_at(self, deadline: float, fn: Callable[[], object]) -> SimulatedAlarm:
         """Call `fn` on the timer thread when the clock says `deadline`. If it raises, the run fails."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             turns.refuse_when_ending()
             self._alarms_set += 1
             alarm = SimulatedAlarm(turns, self._alarms_set, fn)
             heapq.heappush(self._alarms, (deadline, self._alarms_set, alarm))
             turns.log(me, "sets", f"{alarm} to {deadline:g}")
             if self._timer is None:
-                self._timer = self._start("threadserve timer", self._ring)
+                self._timer = self.begin_thread("threadserve timer", self._ring)
             elif self._is_timer_idle and self._alarms[0][2] is alarm:
                 turns.wake(self._timer)
             turns.pause(me)
@@ -210,9 +246,9 @@ class SimulatedKernel:
     def spawn(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
         """Start a thread that runs `fn` in an empty context. If it raises, the run fails."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             turns.refuse_when_ending()
-            thread = self._start(name, fn)
+            thread = self.begin_thread(name, fn)
             turns.log(me, "starts", name)
             turns.pause(me)
             return thread
@@ -245,8 +281,9 @@ class SimulatedKernel:
     def begin(self) -> None:
         """Put the calling thread under control, as main. For who cannot use ``run``; ``finish`` must follow."""
         turns = self._turns
-        if turns.threads:
+        if self._has_begun:
             raise RuntimeError("a SimulatedKernel runs once; make another one")
+        self._has_begun = True
         me = turns.current = SimulatedThread(turns, "main", None)
         me.run_here()
         turns.threads.append(me)
@@ -280,7 +317,7 @@ class SimulatedKernel:
     def _settle(self) -> None:
         """Main has returned: let the others go on until all are parked."""
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             is_time_left = turns.settle(me)
             is_locked_out = any(t.is_parked and isinstance(t.waits_for, SimulatedLock) for t in turns.threads)
             if is_locked_out and not is_time_left:
@@ -315,6 +352,18 @@ class SimulatedKernel:
                 turns.failure = StuckError("the run is over, but not all of its threads")
             names = ", ".join(thread.name for thread in stubborn)
             turns.failure.add_note(f"blocked outside of the kernel, or deaf: {names}")
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave no circle behind: a search makes thousands of kernels, and to collect one takes a tenth of its run."""
+        self._alarms.clear()
+        self._loops.clear()
+        self._timer = None
+        self._turns.let_go()
+        if isinstance(self.errands, LateErrands):
+            self.errands.end()
+        self.errands = self.callbacks = _Over()
 
     def _close_loops(self) -> None:
         if self._loops:
@@ -335,7 +384,8 @@ class SimulatedKernel:
 
     # ---- threads
 
-    def _start(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
+    def begin_thread(self, name: str, fn: Callable[[], object]) -> SimulatedThread:
+        """Start a thread; in the section, where ``spawn`` cannot be called."""
         thread = SimulatedThread(self._turns, name, fn)
         worker = hire()
         thread.run_on(worker)
@@ -378,13 +428,13 @@ class SimulatedKernel:
 
     def _next_alarm(self) -> Callable[[], object]:
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             while True:
                 while self._alarms and self._alarms[0][2].fn is None:
                     heapq.heappop(self._alarms)
                 if self._alarms and self._alarms[0][0] <= turns.now:
                     alarm = heapq.heappop(self._alarms)[2]
-                    turns.log(me, "rings", alarm)
+                    turns.log(me, "rings", alarm.label)
                     fn, alarm.fn = alarm.fn, None
                     return cast("Callable[[], object]", fn)
                 self._is_timer_idle = True
@@ -401,6 +451,16 @@ class SimulatedKernel:
 
 def _nobody() -> None:
     """Pass on a baton that is not there."""
+
+
+class _Over:
+    """The services of a kernel whose run is over: nobody is there to do what they are sent."""
+
+    def start(self) -> None:
+        """Nobody comes."""
+
+    def post(self, note: Callable[[], object]) -> None:
+        """Nobody hears it."""
 
 
 @contextlib.contextmanager
@@ -429,13 +489,32 @@ def _undisturbed(interrupt: Callable[[], bool]) -> Generator[None]:
 
 @contextlib.contextmanager
 def on_one_processor() -> Generator[None]:
-    """Keep the thread, and those that it starts, on one processor: a run takes a third of the time there."""
+    """Keep the thread, and those that it starts, on one processor: a run takes a third of the time there.
+
+    As a batch job, where the system has that: who is woken does not interrupt who wakes it, which keeps the
+    interpreter's lock until it waits itself. A pass of the baton takes half the time so.
+    """
     processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    if len(processors) < 2:
-        yield
-        return
-    os.sched_setaffinity(0, {sorted(processors)[os.getpid() % len(processors)]})
+    if len(processors) > 1:
+        os.sched_setaffinity(0, {sorted(processors)[os.getpid() % len(processors)]})
+    is_batch = _become_a_batch_job()
     try:
         yield
     finally:
-        os.sched_setaffinity(0, processors)
+        if is_batch:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if len(processors) > 1:
+            os.sched_setaffinity(0, processors)
+
+
+def _become_a_batch_job() -> bool:
+    """Have the thread scheduled as a batch job; False where it is one already, is something better, or may not be one."""
+    if not hasattr(os, "SCHED_BATCH"):
+        return False
+    try:
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            return False
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError:  # a sandbox may forbid it: then runs take longer
+        return False
+    return True

@@ -140,8 +140,9 @@ def explore(
             "explore cannot be called inside of a simulation: it begins simulations of its own"
         )
     chosen, search = named(strategy), _Search(fn, grain, max_steps)
-    with controlled():
+    with controlled() as control:
         for count in range(runs):
+            control.tidy()
             schedule = chosen.schedule(seed + count)
             if schedule is None:
                 return Exploration(count, is_complete=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from threadserve.testing import control, lines
 from threadserve.testing.choices import named
 from threadserve.testing.lines import Lines
 from threadserve.testing.reproduction import written
-from threadserve.testing.scheduler import SimulatedKernel, on_one_processor
+from threadserve.testing.scheduler import LateErrands, SimulatedKernel, on_one_processor
 from threadserve.testing.stand_ins import here, sleep
 from threadserve.testing.traces import HOOKS, Records, Trace
 from threadserve.testing.turns import Ended
@@ -82,6 +83,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._kernel = SimulatedKernel(
             seed, max_steps=max_steps, schedule=schedule, on_thread=self._on_thread(grain)
         )
+        self._kernel.errands = LateErrands(self._kernel, "threadserve reaper")
         if grain != "operation":
             self._lines = Lines(self._kernel, in_plain_code=grain == "runtime")
         self._records = self._kernel.records = Records(self._kernel.turns)
@@ -195,6 +197,7 @@ class Simulation(AbstractContextManager["Simulation"]):
                 self._lines.end()
             self._places.give_back()
             api.forget(self._kernel)
+            self._kernel.simulation = None
             _last.set(self)
             control.uninstall()
 
@@ -310,19 +313,34 @@ class simulate(Generic[T]):  # noqa: N801 - used like a function
             raise left
 
 
-class controlled(AbstractContextManager[None]):  # noqa: N801 - used like a function
-    """Keep between runs, one after the other, what need not be done for each of them."""
+class controlled(AbstractContextManager["controlled"]):  # noqa: N801 - used like a function
+    """Keep between runs, one after the other, what need not be done for each of them.
+
+    The garbage collector is away all the while, and comes between two runs if there is a need: by itself it would come at
+    the end of each, when it was allowed again, for what is gone a moment later.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._collects = gc.isenabled()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         control.install(_HOOKS)
         self._stack.callback(control.uninstall)
         self._stack.enter_context(on_one_processor())
+        if self._collects:
+            gc.disable()
+            self._stack.callback(gc.enable)
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
+
+    def tidy(self) -> None:
+        """Between two runs: collect what is left of the last ones, if it is as much as the collector waits for."""
+        counts, limits = gc.get_count(), gc.get_threshold()
+        if self._collects and counts[0] > limits[0]:
+            gc.collect(int(counts[1] > limits[1]))
 
 
 def current_simulation() -> Simulation:

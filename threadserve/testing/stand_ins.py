@@ -102,7 +102,7 @@ class StandInLock:
             self._holder = me
             self._count += 1
             if self._count == 1:
-                turns.log(me, "takes", self)
+                turns.log(me, "takes", self.label)
             return True
         except BaseException as failure:
             turns.blame(failure)
@@ -176,7 +176,7 @@ class StandInLock:
 
     def _let_go(self, turns: Turns, me: SimulatedThread) -> None:
         self._holder = None
-        turns.log(me, "releases", self)
+        turns.log(me, "releases", self.label)
         if self._waiting:
             turns.wake(self._waiting.pop(turns.draw(len(self._waiting))))
         turns.pause(me)
@@ -284,7 +284,7 @@ def _glance(kernel: SimulatedKernel) -> float:
     """Look at the clock: a switch point, so that who waits for it to go on lets others go on."""
     turns = kernel.turns
     if not turns.is_busy and not turns.is_ending:
-        with turns.section as me:
+        with turns as me:
             turns.pause(me)
     return turns.now
 
@@ -334,7 +334,7 @@ def sleep(seconds: float, /) -> None:
         raise ValueError("sleep length must be non-negative")
     else:
         turns = kernel.turns
-        with turns.section as me:
+        with turns as me:
             turns.pause(me)
             turns.park(me, f"{seconds:g} s to pass", turns.now + seconds)
 

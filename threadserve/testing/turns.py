@@ -50,7 +50,9 @@ LAST_STEPS = 10_000
 """What a thread may do while it ends before its every step raises."""
 
 Entry = tuple[str, str, object, float, int]
-"""What is noted of a step: thread, verb, object of the verb, time, identity of the request that the thread works for."""
+"""What is noted of a step: thread, verb, object of the verb, time, identity of the request that the thread works for.
+
+The object is a string, or something that leads back to no lock, thread or kernel: entries outlive those."""
 
 current = CURRENT.get
 
@@ -70,12 +72,14 @@ class Ended(BaseException):
 class Turns:
     """The threads of a run, and which of them goes on.
 
+    It is the *section* itself: ``with turns as me`` is how to call any method but ``fail``; by a thread under control, and
+    not while it is in there already.
+
     Attributes:
         now: The virtual time.
         entries: What was done, by whom, in order.
         choices: What was chosen, where there was a choice; as ``Replay`` takes it.
         steps: How many switch points there were; the watchdog looks at it.
-        section: To be entered, with ``with``, by who calls any method but ``fail``; gives the caller's thread.
         threads: All there are; the first one is main's.
         current: Who holds the baton.
         is_busy: The holder is in the section: who calls now has interrupted it.
@@ -84,7 +88,7 @@ class Turns:
         failure: With what it failed.
         lost: Who had the baton and does not come to a switch point; the run goes on to its end without it.
         notes: What is to be set at the next switch point.
-        runnable: Who could go on, without the current one.
+        runnable: Who could go on, without the current one: their numbers, in the order in which they became able to.
         limit: Beyond so many steps a switch point has to look at more; -1 when it must at once.
         has_only_lookouts: Says that nothing but alarms of the runtime's own look-outs can let time pass.
     """
@@ -94,7 +98,6 @@ class Turns:
         self.entries: list[Entry] = []
         self.choices: list[int] = []
         self.steps = 0
-        self.section = _Section(self)
         self.threads: list[SimulatedThread] = []
         self.current: SimulatedThread | None = None
         self.is_busy = False
@@ -102,14 +105,13 @@ class Turns:
         self.failure: BaseException | None = None
         self.lost: SimulatedThread | None = None
         self.notes: deque[_Note] = deque()
-        self.has_only_lookouts: Callable[[], bool] = lambda: False
+        self.has_only_lookouts: Callable[[], bool] = _never
         self._is_interrupted = False
         self.limit = self._max_steps = max_steps
         self.outermost = outermost  # the functions at which a stack, as it is told, begins
         self._schedule = schedule
         self._choose_next = schedule.choose
-        self.runnable: list[SimulatedThread] = []
-        self._numbers: list[int] = []  # of the runnable ones
+        self.runnable: list[int] = []
         self._sleepers: list[tuple[float, int, SimulatedThread]] = []  # a heap; holds stale entries
         self._sleeps = 0
         self._idle_jumps = 0
@@ -140,19 +142,41 @@ class Turns:
         self.is_busy = True
         return me
 
+    def __enter__(self) -> SimulatedThread:
+        return self.enter()
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, tb: object) -> None:
+        self.is_busy = False
+        if failure is not None:
+            self.blame(failure)
+
     def pause(self, me: SimulatedThread) -> None:
         """A switch point of one that can go on."""
         self.steps += 1
         if self.runnable or self.steps > self.limit:
             self.give_way(me)
 
+    def stop(self) -> None:
+        """A switch point outside of the section, for the holder of the baton; nothing for a thread that is none of the run's."""
+        me = self.current
+        if me is not None and not self.is_busy and me.ident == get_ident():
+            with self:
+                self.pause(me)
+
     def give_way(self, me: SimulatedThread) -> None:
         """Let the schedule say whether `me` or another one goes on: a switch point at which there is something to decide."""
         if self.steps <= self.limit:
-            pick = self._choose_next(me.number, self._numbers)  # as in _choose_with, without the call
+            runnable = self.runnable
+            pick = self._choose_next(me.number, runnable)  # as in _choose_with, without the calls
             self.choices.append(pick)
             if pick:
-                self._pass_on(me, self._change(me, pick))
+                self.current = chosen = self.threads[runnable.pop(pick - 1)]
+                runnable.append(me.number)
+                if me.number:
+                    chosen.baton.release()
+                    me.baton.acquire()
+                else:
+                    self._pass_on(me, chosen)
             return
         if not self.is_ending:
             self._pass_on(me, self._choose(me))
@@ -168,7 +192,7 @@ class Turns:
         if deadline is not None and deadline <= self.now:
             return False
         self.refuse_when_ending()
-        self.log(me, "waits for", what)
+        self.log(me, "waits for", getattr(what, "label", what))
         me.is_parked, me.has_timed_out, me.waits_for = True, False, what
         if deadline is not None and deadline != math.inf:
             self._sleeps += 1
@@ -204,15 +228,13 @@ class Turns:
         """Let a new thread have turns."""
         thread.number = len(self.threads)
         self.threads.append(thread)
-        self.runnable.append(thread)
-        self._numbers.append(thread.number)
+        self.runnable.append(thread.number)
 
     def wake(self, thread: SimulatedThread) -> None:
         """Let a parked thread have turns again."""
         if thread.is_parked:
             thread.is_parked, thread.sleep = False, 0
-            self.runnable.append(thread)
-            self._numbers.append(thread.number)
+            self.runnable.append(thread.number)
 
     def draw(self, limit: int) -> int:
         """Return one of 0 to `limit` - 1, as the schedule says."""
@@ -261,21 +283,18 @@ class Turns:
                 return self.threads[0]
         if len(self.runnable) == 1:
             return self._take(0)
-        pick = self._choose_next(None, self._numbers)
+        pick = self._choose_next(None, self.runnable)
         self.choices.append(pick)
         return self._take(pick)
 
     def _choose_with(self, me: SimulatedThread) -> SimulatedThread:
         """Decide whether `me` or another one goes on."""
-        pick = self._choose_next(me.number, self._numbers)
+        pick = self._choose_next(me.number, self.runnable)
         self.choices.append(pick)
-        return self._change(me, pick) if pick else me
-
-    def _change(self, me: SimulatedThread, pick: int) -> SimulatedThread:
-        """Put `me` in the place of the one that was picked."""
+        if not pick:
+            return me
         chosen = self._take(pick - 1)
-        self.runnable.append(me)
-        self._numbers.append(me.number)
+        self.runnable.append(me.number)
         return chosen
 
     def _look_around(self) -> None:
@@ -288,15 +307,14 @@ class Turns:
             self.fail(StuckError(self.report(f"still not done after {self._max_steps} steps: a livelock?")))
 
     def _take(self, index: int) -> SimulatedThread:
-        del self._numbers[index]
-        return self.runnable.pop(index)
+        return self.threads[self.runnable.pop(index)]
 
     def _pass_on(self, me: SimulatedThread, chosen: SimulatedThread) -> None:
         if chosen is me:
             return
         self.current = chosen
         chosen.baton.release()
-        if me is not self.threads[0]:
+        if me.number:
             me.baton.acquire()
             return
         # Main looks up now and then: a signal that came just before the wait would not end it, and
@@ -338,7 +356,7 @@ class Turns:
         while self.notes:
             waiter = self.notes.popleft()
             self.entries.append(
-                ("a finalizer, signal handler or foreign thread", "sets", waiter, self.now, 0)
+                ("a finalizer, signal handler or foreign thread", "sets", waiter.label, self.now, 0)
             )
             waiter.fulfil()
         if not self._is_interrupted and not self.is_ending:
@@ -363,6 +381,13 @@ class Turns:
                 stack = told_stack(frames.get(thread.ident or 0), self.outermost)
                 lines.append(f"\n{thread.name} {state}\n{stack}")
         return "".join(lines)
+
+    def let_go(self) -> None:
+        """Keep no more than what was done: the run is over, and all of its threads have ended."""
+        self.threads.clear()
+        self.runnable.clear()
+        self._sleepers.clear()
+        self.has_only_lookouts = _never
 
     def begin_here(self) -> None:
         """Let the stacks, as they are told, begin with the function that calls into this room."""
@@ -397,6 +422,8 @@ class SimulatedThread:
     def __init__(self, turns: Turns, name: str, fn: Callable[[], object] | None) -> None:
         self._turns = turns
         self.name = name
+        self.label = f"the end of {name}"
+        """What is waited for, by who waits for it."""
         self.number = 0
         self.ident: int | None = None
         self.fn = fn
@@ -411,7 +438,7 @@ class SimulatedThread:
         self.last_steps = 0
 
     def __str__(self) -> str:
-        return f"the end of {self.name}"
+        return self.label
 
     @property
     def real(self) -> threading.Thread | None:
@@ -437,7 +464,7 @@ class SimulatedThread:
         if self.is_done:
             return
         turns = self._turns
-        with turns.section as me:
+        with turns as me:
             if me is self:
                 raise RuntimeError("a thread cannot join itself")
             turns.pause(me)
@@ -447,25 +474,16 @@ class SimulatedThread:
                 self.joining.remove(me)
 
 
-class _Section:
-    """Every call into the kernel: by a controlled thread, and not while it is in here already."""
-
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
-
-    def __enter__(self) -> SimulatedThread:
-        return self._turns.enter()
-
-    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, tb: object) -> None:
-        self._turns.is_busy = False
-        if failure is not None:
-            self._turns.blame(failure)
-
-
 class _Note(Protocol):
     """A waiter that was set when the kernel could not act on it."""
 
+    label: str
+
     def fulfil(self) -> None: ...
+
+
+def _never() -> bool:
+    return False
 
 
 def told_stack(frame: FrameType | None, outermost: set[CodeType]) -> str:
