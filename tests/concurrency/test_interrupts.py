@@ -583,7 +583,8 @@ def step(handle, streaming):
 
 def work_until_struck():
     "In a function: what a handler raises at a jump back to a `while` may escape the `try` around that, in CPython."
-    before = struck
+    before = struck  # first: it may strike at once
+    may_strike.set()
     while struck == before:
         step(work.handle, streaming)
 
@@ -626,7 +627,6 @@ with deployed(
     thread.start()
     while struck < wanted:
         try:
-            may_strike.set()
             work_until_struck()
         except expected:
             struck += kind != "cancel"
