@@ -55,7 +55,7 @@ class Lookout:
 
     def end(self) -> None:
         """Look no more. Nobody may begin to wait any more."""
-        self._waits = tuple
+        self._waits = self._look = tuple  # who asked for this holds it, and shall not be held by it
         with self._lock:
             self._next = -math.inf
             alarm, self._alarm = self._alarm, None
