@@ -376,9 +376,8 @@ PROGRAMS = list(dict.fromkeys(planted.values[-1] for planted in PLANTED))
 
 
 @pytest.fixture(autouse=True)
-def waiters_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def nobody_helps() -> None:
     """Here they do, whatever THREADSERVE_INLINE says: one of the races is a helper's."""
-    monkeypatch.undo()
 
 
 # A run that is stuck is given up with calls that never came to their loop.
