@@ -92,11 +92,13 @@ def measure(run: Run) -> None:
         run.rounds(
             [
                 *calls(handles, executor, run.effort.seconds),
-                *scaling(handles, pairs, run.effort.pick(200, 50_000, 200_000)),
-                *working(pairs, run.effort.pick(1, 3, 5)),
+                *scaling(handles, pairs, run.effort.pick(200, 200_000, 400_000)),
+                *working(pairs, run.effort.pick(1, 2, 3)),
                 *beside(trivial, run.effort.pick(0.002, 0.1, 0.5)),
             ]
         )
+        if can_pin:
+            run.rounds([*pinned_calls(handles, executor, run.effort.seconds)])
     if len(pairs) > 1:
         derive_worth(run)
     run.rounds([starting(name, kind) for name, kind in kinds().items()], run.effort.pick(0, 3, 5))
@@ -111,11 +113,17 @@ def calls(handles: Mapping[str, Any], executor: ThreadPoolExecutor, seconds: flo
         for subject, method, value in ((CALL, "same", 1), (BUFFER, "length", buffer), (TREE, "length", tree)):
             bound = handle.options(method_name=method)
             yield Case(subject, name, partial(latency, partial(fetched, bound, value), seconds))
-    if can_pin:  # what remains when it does not matter on which cores the threads happen to be
-        yield Case(ON_ONE_CORE, EXECUTOR, partial(on_one_core, partial(submitted, executor), seconds))
-        for name, handle in handles.items():
-            bound = handle.options(method_name="same")
-            yield Case(ON_ONE_CORE, name, partial(on_one_core, partial(fetched, bound, 1), seconds))
+
+
+def pinned_calls(handles: Mapping[str, Any], executor: ThreadPoolExecutor, seconds: float) -> Iterator[Case]:
+    """Yield what remains of a call's costs when it does not matter on which cores the threads happen to be.
+
+    Measured last: threads stay for a while where they have been pinned.
+    """
+    yield Case(ON_ONE_CORE, EXECUTOR, partial(on_one_core, partial(submitted, executor), seconds))
+    for name, handle in handles.items():
+        bound = handle.options(method_name="same")
+        yield Case(ON_ONE_CORE, name, partial(on_one_core, partial(fetched, bound, 1), seconds))
 
 
 def on_one_core(call: Callable[[], object], seconds: float) -> dict[str, float]:
@@ -151,7 +159,7 @@ def speed_up(one: Any, two: Any, turns: int) -> dict[str, float]:
 
 
 TURNS = (0, 250, 1000, 4000)
-CALLS = 32
+CALLS = 250  # so many that the system has time to spread the threads over the cores
 
 
 def worked(turns: int) -> str:
