@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     "call_latency",
+    "steps",
     "throughput",
     "fan_out",
     "chaining_overhead",
