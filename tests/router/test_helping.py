@@ -745,7 +745,9 @@ class TestASuspendedBody:
                 kernel.call_at(kernel.now() + 0.1, kernel.let_workers_come)
                 return asking.handle.remote(doer.handle).result()
 
-        assert any(threads() == [get_ident()] * 2 for _ in range(20))
+        assert any(
+            threads() == [get_ident()] * 2 for _ in range(60)
+        )  # others may be quicker, on a busy machine
 
 
 # ---- what a body and its caller can tell
