@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from starlette.responses import JSONResponse
 
+from threadserve.concurrency.loops import give_way
 from threadserve.errors import RequestCancelledError
 from threadserve.handle import send as send_through
 from threadserve.http.convert import BufferedRequest, Incoming, error_response, messages_of, text
@@ -114,7 +115,7 @@ class Routes:
             if (
                 not number % _IN_A_ROW
             ):  # where an item is always there nothing here suspends, and nobody else has a turn
-                await asyncio.sleep(0)
+                await give_way()
             try:
                 messages = await anext(stream)
             except StopAsyncIteration:
