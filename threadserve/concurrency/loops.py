@@ -14,7 +14,7 @@ from threadserve.concurrency.waiter import log_failure
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Generator, Iterable
     from contextvars import Context
     from types import CellType
 
@@ -26,6 +26,7 @@ __all__ = [
     "LoopThread",
     "LoopWaiter",
     "current_task",
+    "give_way",
     "is_cancellation",
     "make_future",
     "may_time_out",
@@ -374,6 +375,16 @@ def stack_of_task(task: Any) -> str:
             None,
         )
     return innermost
+
+
+class _Turn:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+async def give_way() -> None:
+    """Let all that is ready on the running loop have its turn first."""
+    await _Turn()
 
 
 def make_future() -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from starlette.responses import JSONResponse
 
+from threadserve.concurrency.loops import give_way
 from threadserve.errors import RequestCancelledError
 from threadserve.handle import send as send_through
 from threadserve.http.convert import BufferedRequest, Incoming, error_response, messages_of, text
@@ -109,7 +111,11 @@ class Routes:
         reply: _Reply,
     ) -> None:
         """Send what the ingress says, until it ends or fails."""
-        while True:
+        for number in count(1):
+            if (
+                not number % _IN_A_ROW
+            ):  # where an item is always there nothing here suspends, and nobody else has a turn
+                await give_way()
             try:
                 messages = await anext(stream)
             except StopAsyncIteration:
@@ -131,6 +137,10 @@ class Routes:
             await reply.say(response)
         elif not reply.is_complete:
             raise ConnectionCut
+
+
+_IN_A_ROW = 16
+"""Items of a stream that are sent before others have a turn on the server's loop, the one who sees the client leave included."""
 
 
 def match(path: str, prefixes: dict[str, Any]) -> str | None:
