@@ -257,8 +257,10 @@ class Router:
             if inputs is not None:
                 self._waiting.pop(request, None)
                 request.drop(inputs)
-            if request.state is not WAITING:
-                pass  # answered meanwhile: cancelled, most likely
+            if request.state is not WAITING:  # answered meanwhile: cancelled, most likely
+                # Its values may have been put in their places after the answer had cleared these. They die with this frame.
+                args, kwargs = request.args, request.kwargs
+                request.args = request.kwargs = None
             elif self._closed_because is not None:
                 news = request.settle(self._unavailable(request)) or ()
             elif self._most_queued >= 0 and self._queued - self._seats.free >= self._most_queued:
