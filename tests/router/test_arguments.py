@@ -220,6 +220,25 @@ class TestAFailedInput:
 
         assert isinstance(call.exception(), KeyError)
 
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_is_none_where_another_argument_will_not_be_looked_at_any_more(
+        self, bench: Bench, count: int
+    ) -> None:
+        inputs, sly = [bench.call() for _ in range(count)], Looked()
+        call = bench.call(*inputs, sly)
+
+        def refuse() -> None:
+            raise LookupError("not any more")
+
+        sly.at = refuse
+        for each in inputs:
+            bench.end(each)
+
+        if count == 1:  # nobody has to look: which one it is was known
+            assert bench.has_begun(call)
+        else:
+            assert isinstance(call.exception(timeout_s=0), LookupError)
+
     def test_goes_down_through_all_who_wait(self, bench: Bench) -> None:
         first = bench.call()
         second = bench.call(first)
