@@ -119,11 +119,9 @@ def work(router: Desk, seat: Seat) -> None:
             wakes = ()
             if not may_stay:
                 return
-            request, effects = router.arrive(seat, was_woken=False)
-        elif router.rest(seat):
-            request, effects = router.arrive(seat)
-        else:
+        if not router.rest(seat):  # which looks before it waits
             return
+        request, effects = router.arrive(seat)
 
 
 def _follow(router: Desk, seat: Seat, wakes: Sequence[Wake]) -> bool:
