@@ -258,8 +258,8 @@ class Router:
                 self._waiting.pop(request, None)
                 request.drop(inputs)
             if request.state is not WAITING:  # answered meanwhile: cancelled, most likely
-                # Its values may have been put in their places after the answer had cleared these. They die with this frame.
-                args, kwargs = request.args, request.kwargs
+                # Its inputs' values may have come after the answer had cleared the arguments. They die with this frame.
+                _left = request.args, request.kwargs
                 request.args = request.kwargs = None
             elif self._closed_because is not None:
                 news = request.settle(self._unavailable(request)) or ()
