@@ -264,7 +264,9 @@ class TestAWorkerThatIsAway:
     ) -> None:
         def race(kernel: SimulatedKernel) -> None:
             with line_of(kernel, "ab", max_ongoing_requests=1) as (a, b):
-                b.handle.do.remote(threads_so_far).result(timeout_s=WAIT_S)  # from now on somebody rests there
+                b.handle.do.remote(threads_so_far).result(
+                    timeout_s=WAIT_S
+                )  # from now on somebody rests there
                 answer = b.handle.do.remote(threads_so_far, begin(a))
                 sleep(kernel, 0.5)
 

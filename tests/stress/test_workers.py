@@ -87,10 +87,11 @@ class Program:
         inputs = chance.sample(earlier, min(len(earlier), chance.choice([0, 1, 1, 1, 2])))
         method = chance.choice(["do", "do", "do", "do", "ado", "defer", "items"])
         deployment, _ = chance.choice(self.deployments)
-        bound = deployment.handle.options(
+        handle: Any = deployment.handle
+        bound = handle.options(
             method_name=method, stream=method == "items", timeout_s=chance.choice([None, None, None, 2.0])
         )
-        return self.answers.watch(bound.remote(next(self.numbers), *inputs))  # type: ignore[arg-type]
+        return self.answers.watch(bound.remote(next(self.numbers), *inputs))
 
     def caller(self) -> None:
         """Go on calling for a while."""
