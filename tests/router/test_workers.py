@@ -22,6 +22,11 @@ WAIT_S = 60.0
 """A wait with a timeout is not helped: only workers run what these tests call."""
 
 
+@pytest.fixture(autouse=True)
+def nobody_helps() -> None:
+    """Here workers do, whatever THREADSERVE_INLINE says."""
+
+
 class Doer:
     def do(self, deed: Callable[..., Any], *args: Any) -> Any:
         return deed(*args)
