@@ -58,7 +58,7 @@ class Desk(Protocol):
         ...
 
     def rest(self, seat: Seat) -> bool:
-        """Wait to be woken: True; False for a worker that is to go home."""
+        """Look once more, and wait to be woken: True; False for a worker that is to go home. Blocks."""
         ...
 
     def depart(self, seat: Seat) -> bool:
@@ -84,7 +84,10 @@ class Desk(Protocol):
 
 
 class Wake:
-    """A wake-up that is due, for a call that has just been admitted because of an answer."""
+    """A wake-up that is due, for a call that has just been admitted because of an answer.
+
+    Its router counts on it: whoever gets one tells it, or claims in its place, and runs nothing before.
+    """
 
     __slots__ = ("effects", "router")
 
