@@ -380,6 +380,11 @@ PLANTED: list[Any] = [
 PROGRAMS = list(dict.fromkeys(planted.values[-1] for planted in PLANTED))
 
 
+@pytest.fixture(autouse=True)
+def nobody_helps() -> None:
+    """Here they do, whatever THREADSERVE_INLINE says: some of these races are theirs."""
+
+
 # A run that is stuck is given up with calls that never came to their loop.
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
