@@ -55,3 +55,4 @@ def nobody_helps(monkeypatch: pytest.MonkeyPatch) -> None:
         from threadserve.router.router import Router
 
         monkeypatch.setattr(Router, "run_here", lambda *_: False)
+        monkeypatch.setattr(Router, "claim_instead", Router.act)

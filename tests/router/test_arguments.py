@@ -60,6 +60,18 @@ class Bench:
         return self.got[request_behind(response)]
 
 
+class Looked:
+    """Has something done when somebody looks at what it is, as a lazy object may."""
+
+    def __init__(self) -> None:
+        self.at: Callable[[], object] = lambda: None
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+        self.at()
+        return object
+
+
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
@@ -208,6 +220,25 @@ class TestAFailedInput:
 
         assert isinstance(call.exception(), KeyError)
 
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_is_none_where_another_argument_will_not_be_looked_at_any_more(
+        self, bench: Bench, count: int
+    ) -> None:
+        inputs, sly = [bench.call() for _ in range(count)], Looked()
+        call = bench.call(*inputs, sly)
+
+        def refuse() -> None:
+            raise LookupError("not any more")
+
+        sly.at = refuse
+        for each in inputs:
+            bench.end(each)
+
+        if count == 1:  # nobody has to look: which one it is was known
+            assert bench.has_begun(call)
+        else:
+            assert isinstance(call.exception(timeout_s=0), LookupError)
+
     def test_goes_down_through_all_who_wait(self, bench: Bench) -> None:
         first = bench.call()
         second = bench.call(first)
@@ -308,6 +339,18 @@ class TestGivingUp:
         second.cancel()
 
         assert gone() is None
+
+    def test_a_call_while_its_values_are_put_in_their_places_frees_them_too(self, bench: Bench) -> None:
+        inputs, sly = [bench.call(), bench.call()], Looked()
+        call = bench.call(*inputs, sly)
+        sly.at = call.cancel
+
+        for each in inputs:
+            bench.end(each, "value")
+
+        assert isinstance(call.exception(), RequestCancelledError)
+        assert request_behind(call).args is None
+        assert request_behind(call).kwargs is None
 
     def test_on_a_router_answers_those_who_wait(self, bench: Bench) -> None:
         call = bench.call(concurrent.futures.Future[int]())

@@ -22,6 +22,11 @@ WAIT_S = 60.0
 """A wait with a timeout is not helped: only workers run what these tests call."""
 
 
+@pytest.fixture(autouse=True)
+def nobody_helps() -> None:
+    """Here workers do, whatever THREADSERVE_INLINE says."""
+
+
 class Doer:
     def do(self, deed: Callable[..., Any], *args: Any) -> Any:
         return deed(*args)
@@ -228,6 +233,54 @@ class TestAWorkerThatIsAway:
 
         with caplog.at_level(logging.WARNING):
             simulated(story)
+        assert not caplog.records
+
+    def test_leaves_nobody_waiting_who_comes_while_it_goes(self) -> None:
+        """Its slot is free again, and it counts as one of its own deployment's until it is gone."""
+
+        def race(kernel: SimulatedKernel) -> None:
+            with line_of(kernel, "ab", max_ongoing_requests=1) as (a, b):
+                slow = b.handle.do.remote(partial(sleep, kernel, 30), begin(a))
+                sleep(kernel, 0.5)  # that is when the first stage ends
+
+                a.handle.do.remote(threads_so_far).result(timeout_s=5)
+
+                slow.result(timeout_s=WAIT_S)
+
+        explore(race, 300)
+
+    def test_is_its_replicas_again_when_it_has_come_back(self) -> None:
+        def story(kernel: SimulatedKernel) -> None:
+            with line_of(kernel, "ab", max_ongoing_requests=1) as (a, b):
+                b.handle.do.remote(threads_so_far, begin(a)).result(timeout_s=WAIT_S)
+                let_it_rest(kernel)
+                slow = a.handle.do.remote(sleep, kernel, 30)
+                sleep(kernel, 1)
+
+                (stuck,) = a.seats[0].replica.stop(1)
+
+                assert "worker" in stuck
+                slow.result(timeout_s=WAIT_S)
+
+        simulated(story, seeds=5)
+
+    def test_sends_the_worker_home_that_would_have_come_where_its_replica_has_gone(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def race(kernel: SimulatedKernel) -> None:
+            with line_of(kernel, "ab", max_ongoing_requests=1) as (a, b):
+                b.handle.do.remote(threads_so_far).result(
+                    timeout_s=WAIT_S
+                )  # from now on somebody rests there
+                answer = b.handle.do.remote(threads_so_far, begin(a))
+                sleep(kernel, 0.5)
+
+                b.replace_with(Doer, max_ongoing_requests=1)
+
+                answer.result(timeout_s=WAIT_S)
+
+        with caplog.at_level(logging.WARNING):
+            explore(race, 200)
         assert not caplog.records
 
     def test_leaves_the_worker_resting_that_would_have_come(self) -> None:

@@ -1003,6 +1003,56 @@ class TestHelpedBodies:
         play_late(story)
 
 
+class TestAStageOnAnothersWorker:
+    """The worker that brought the argument goes on with the call, and does not hold its own deployment up."""
+
+    @pytest.fixture(autouse=True)
+    def nobody_helps(self) -> None:
+        """Here they do, whatever THREADSERVE_INLINE says."""
+
+    def test_that_calls_its_own_deployment_is_told_with_its_line(self) -> None:
+        def story(stage: Stage) -> None:
+            before, after = stage.deploy("before"), stage.deploy("after")
+
+            def go_on(thread: int) -> Any:
+                threads.update((thread, threading.get_ident()))
+                return after.do.remote(nothing).result()
+
+            threads: set[int] = set()
+            brought = before.do.remote(lambda: (stage.sleep(1), threading.get_ident())[1])
+            error = after.do.remote(go_on, brought).exception(timeout_s=60)
+
+            assert len(threads) == 1
+            assert isinstance(error, DeadlockError)
+            assert line(go_on, 2) in str(error)
+            assert stage.kernel.now() < 1 + SOON
+            for each in (before, after):
+                assert each.do.remote(nothing).result(timeout_s=60) == "nothing"
+
+        play(story)
+
+    def test_that_calls_the_deployment_whose_worker_that_is_goes_on(self) -> None:
+        def story(stage: Stage) -> None:
+            before, after = stage.deploy("before"), stage.deploy("after")
+
+            def slow() -> str:
+                stage.sleep(30)
+                return "slow"
+
+            def go_on(thread: int) -> Any:
+                threads.update((thread, threading.get_ident()))
+                (answer,), _ = futures.wait([before.do.remote(slow)])  # which does not run it itself
+                return answer.result()
+
+            threads: set[int] = set()
+            brought = before.do.remote(lambda: (stage.sleep(1), threading.get_ident())[1])
+
+            assert after.do.remote(go_on, brought).result(timeout_s=60) == "slow"
+            assert len(threads) == 1
+
+        play(story)
+
+
 # ---- what is none
 
 

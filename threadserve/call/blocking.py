@@ -154,7 +154,7 @@ def _wait_until_answered(request: Request, timeout: float | None) -> bool:
             request.cancel()
             raise
         finally:
-            if request.state is not ANSWERED:  # else it has been told, or will be
+            if request.outcome is None:  # else it has been told, or will be
                 request.forget(waiter)
     return True
 

@@ -75,7 +75,7 @@ def watch_inputs(
     if count == 1:
         for value in _arguments(request):
             if isinstance(value, Answer):
-                return LoneInput(request, request_of(value), admit)
+                return LoneInput(request, value, admit)
     return Inputs(request, count, admit)
 
 
@@ -129,46 +129,47 @@ def _refuse_stream(request: Request) -> None:
 class LoneInput:
     """The only input of one request, another call's answer: what ``Inputs`` is for several, at half the cost.
 
-    It is told of both, the answer that is waited for and the request's own, should that come before.
+    It is told of both, the answer that is waited for and the request's own, should that come before. It knows the argument by
+    identity: whether another one is an input too was asked before, and may be for code of the user's to say.
     """
 
-    __slots__ = ("_admit", "_request", "_upstream")
+    __slots__ = ("_admit", "_input", "_request")
 
     def __init__(
         self,
         request: Request,
-        upstream: Request,
+        answer: Answer[Any],
         admit: Callable[[Request, Subscriber], Iterable[Subscriber]],
     ) -> None:
         self._request = request
-        self._upstream = upstream
+        self._input = answer
         self._admit = admit
 
     def register(self) -> None:
         """Begin to wait, once the request tells this of its answer. Never blocks."""
-        if not self._upstream.subscribe(self):
+        upstream = request_of(self._input)
+        if not upstream.subscribe(self):
             deliver(self.tell())
         elif self._request.state is ANSWERED:  # meanwhile
-            self._upstream.forget(self)
+            upstream.forget(self)
 
     def tell(self) -> Iterable[Subscriber]:
         """There is an answer: to the call that is waited for, or to the request itself."""
-        request = self._request
+        request, answer = self._request, self._input
+        upstream = request_of(answer)
         args, kwargs = request.args, request.kwargs
         if request.state is ANSWERED or args is None:
-            self._upstream.forget(self)
+            upstream.forget(self)
             return ()
-        outcome = self._upstream.outcome
+        outcome = upstream.outcome
         assert outcome is not None
         if outcome.exception is not None:
             with request.router.lock:
                 return request.settle(outcome) or ()
         value = outcome.unwrap()
-        request.args = tuple([value if isinstance(given, Answer) else given for given in args])
+        request.args = tuple([value if given is answer else given for given in args])
         if kwargs:
-            request.kwargs = {
-                name: value if isinstance(given, Answer) else given for name, given in kwargs.items()
-            }
+            request.kwargs = {name: value if given is answer else given for name, given in kwargs.items()}
         return self._admit(request, self)
 
 
@@ -222,7 +223,10 @@ class Inputs:
                 if self._pending:
                     return ()
         self._upstream.clear()  # its entries lead back here
-        failure = self._resolve()
+        try:
+            failure = self._resolve()
+        except Exception as error:  # a class has changed its mind about being looked at
+            failure = Error(error.with_traceback(None))
         return self._admit(request, self) if failure is None else self.failed(failure)
 
     def failed(self, outcome: Outcome) -> Iterable[Subscriber]:

@@ -24,7 +24,7 @@ class Limits:
     retry_after_s: float | None = None
     """What HTTP then advises, in seconds."""
     inline: bool = True
-    """Whether a thread that waits for a request may run it."""
+    """Whether other threads than its own may run a request: one that waits for it, and another deployment's worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class RouterStatistics:
     replicas: int
     """Replicas that get requests."""
     workers: int
-    """Worker threads of those replicas."""
+    """Worker threads of those replicas; not those that run a stage of somebody else's just now."""
 
 
 class Holdings(NamedTuple):

@@ -41,11 +41,7 @@ from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident
 from threadserve.concurrency.waiter import deliver
-from threadserve.errors import (
-    DeploymentUnavailableError,
-    ReplicaDiedError,
-    RequestError,
-)
+from threadserve.errors import DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import count_inputs, watch_inputs
 from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.limits import Holdings, Limits, RouterStatistics
@@ -257,8 +253,10 @@ class Router:
             if inputs is not None:
                 self._waiting.pop(request, None)
                 request.drop(inputs)
-            if request.state is not WAITING:
-                pass  # answered meanwhile: cancelled, most likely
+            if request.state is not WAITING:  # answered meanwhile: cancelled, most likely
+                # Its inputs' values may have come after the answer had cleared the arguments. They die with this frame.
+                _left = request.args, request.kwargs
+                request.args = request.kwargs = None
             elif self._closed_because is not None:
                 news = request.settle(self._unavailable(request)) or ()
             elif self._most_queued >= 0 and self._queued - self._seats.free >= self._most_queued:
@@ -445,7 +443,8 @@ class Router:
         """Let a worker of `seat` do something else; False where the seat is closed: its replica waits for its workers."""
         with self.lock:
             may_go = seat.is_open
-            seat.workers -= may_go
+            if may_go:
+                seat.workers -= 1
             effects = self._pump()
         self.act(effects)
         return may_go
@@ -454,7 +453,8 @@ class Router:
         """Let that worker be one again; False where it is not wanted any more."""
         with self.lock:
             is_wanted = seat.is_open and seat.workers < seat.limit
-            seat.workers += is_wanted
+            if is_wanted:
+                seat.workers += 1
         return is_wanted
 
     def rest(self, seat: Seat) -> bool:

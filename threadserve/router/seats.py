@@ -36,7 +36,7 @@ class Seat:
         begins_async: Method -> whether calling it is for the replica's loop, and not for a thread.
         limit: Its slots: how many calls may run in it at once.
         idle: The waiters of its workers that have nothing to do; the last one to come is the first to be woken.
-        workers: How many worker threads it has, those on their way included.
+        workers: How many worker threads it has: those on their way included, those that run others' stages not.
         is_open: Whether it gets new requests.
         running: The requests that have those slots; as many as are taken.
         drained: Told when the last request of a closed seat has returned.

@@ -58,7 +58,7 @@ class Desk(Protocol):
         ...
 
     def rest(self, seat: Seat) -> bool:
-        """Wait to be woken: True; False for a worker that is to go home."""
+        """Look once more, and wait to be woken: True; False for a worker that is to go home. Blocks."""
         ...
 
     def depart(self, seat: Seat) -> bool:
@@ -84,7 +84,10 @@ class Desk(Protocol):
 
 
 class Wake:
-    """A wake-up that is due, for a call that has just been admitted because of an answer."""
+    """A wake-up that is due, for a call that has just been admitted because of an answer.
+
+    Its router counts on it: whoever gets one tells it, or claims in its place, and runs nothing before.
+    """
 
     __slots__ = ("effects", "router")
 
@@ -119,11 +122,9 @@ def work(router: Desk, seat: Seat) -> None:
             wakes = ()
             if not may_stay:
                 return
-            request, effects = router.arrive(seat, was_woken=False)
-        elif router.rest(seat):
-            request, effects = router.arrive(seat)
-        else:
+        if not router.rest(seat):  # which looks before it waits
             return
+        request, effects = router.arrive(seat)
 
 
 def _follow(router: Desk, seat: Seat, wakes: Sequence[Wake]) -> bool:
