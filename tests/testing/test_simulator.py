@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import threadserve as serve
+from tests.doubles import IS_FREE_THREADED
 from tests.testing import apps
 from tests.testing.apps import Adder, Asleep, Front
 from tests.testing.programs import alive
@@ -128,6 +129,7 @@ class TestSimulate:
         assert keeper() is None
 
 
+@pytest.mark.skipif(IS_FREE_THREADED, reason="what another thread made dies later, when that thread looks")
 def test_a_simulated_app_leaves_nothing_to_the_garbage_collector() -> None:
     def call() -> None:
         with testing.simulate(chain()) as handle:
