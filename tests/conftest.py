@@ -54,5 +54,5 @@ def nobody_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("THREADSERVE_INLINE") == "off":
         from threadserve.router.router import Router
 
-        monkeypatch.setattr(Router, "run_here", lambda *_: False)
-        monkeypatch.setattr(Router, "claim_instead", Router.act)
+        monkeypatch.setattr(Router, "run_here", lambda *_, **__: None)
+        monkeypatch.setattr(Router, "claim_instead", Router.wake)

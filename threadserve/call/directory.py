@@ -77,9 +77,8 @@ class Unmanned:
     def help(self, request: Request, waiting: Request | None) -> None:
         """There is nothing to run."""
 
-    def run_here(self, request: Request, waiting: Request | None) -> bool:
+    def run_here(self, request: Request, waiting: Request | None, *, is_due: bool = False) -> None:
         """There is nothing to run."""
-        return False
 
     def visit(self, request: Request) -> bool:
         """There is nothing to run."""

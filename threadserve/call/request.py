@@ -123,11 +123,10 @@ class Router(Protocol):
             waiting: The request whose body the calling thread runs; None in plain code.
         """
 
-    def run_here(self, request: Request, waiting: Request | None) -> bool:
-        """Run `request`, which is queued here, or one before it, on the calling thread; False where it cannot be.
-
-        A step that ``help`` is made of, as is the next.
-        """
+    def run_here(
+        self, request: Request, waiting: Request | None, *, is_due: bool = False
+    ) -> Sequence[Subscriber] | None:
+        """Run `request`, or one before it, on this thread: a step of ``help``, as is the next. See the router."""
         ...
 
     def visit(self, request: Request) -> bool:

@@ -32,13 +32,16 @@ from threadserve.concurrency.interrupts import is_interrupt
 from threadserve.concurrency.loops import may_time_out
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.waiter import deliver
 from threadserve.router.arguments import lone_input
+from threadserve.router.workers import Wake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from threadserve.call.request import Request
     from threadserve.concurrency.outcome import Outcome
+    from threadserve.concurrency.waiter import Subscriber
     from threadserve.router.seats import Seat
 
 __all__ = ["help_along", "run_claimed"]
@@ -51,6 +54,7 @@ def help_along(request: Request, waiting: Request | None) -> None:
     """
     path = [request]
     awaited: set[Request] = set()
+    wakes: Sequence[Subscriber] = ()
     while path:
         at = path[-1]
         state = at.state
@@ -58,23 +62,48 @@ def help_along(request: Request, waiting: Request | None) -> None:
             path.pop()
             continue
         if state is QUEUED:
-            if not at.router.run_here(at, waiting):
+            more = _run_queued(at, waiting, wakes)
+            if more is None:
                 return
+            wakes = more
             continue
+        if wakes:
+            deliver(wakes)
+            wakes = ()
         if state is RUNNING:
             if not at.router.visit(at):
                 return
             if at.state is ANSWERED:
                 continue
             upstream = _need(at, awaited)
-        elif at.deadline != inf:
-            return
         else:
-            upstream = lone_input(at)
+            upstream = lone_input(at) if at.deadline == inf else None
         if upstream is None:  # it is somebody else's turn to bring it on
             return
         path.append(upstream)
         del upstream
+    deliver(wakes)
+
+
+def _run_queued(
+    request: Request, waiting: Request | None, wakes: Sequence[Subscriber]
+) -> Sequence[Subscriber] | None:
+    """Run `request`, instead of the worker that one of `wakes` is about, and have the others told before.
+
+    Returns:
+        The wake-ups that are due then; None where it could not be run, and all have been told.
+    """
+    router: object = request.router
+    own = None
+    for wake in wakes:
+        if own is None and type(wake) is Wake and wake.router is router:
+            own = wake
+        else:
+            wake.tell()
+    more = request.router.run_here(request, waiting, is_due=own is not None)
+    if more is None and own is not None:
+        own.tell()
+    return more
 
 
 def _need(request: Request, seen: set[Request]) -> Request | None:
@@ -99,15 +128,18 @@ def run_claimed(
     seat: Seat,
     request: Request,
     waiting: Request | None,
-    finish: Callable[[Seat, Request, Outcome], object],
-) -> None:
+    finish: Callable[[Seat, Request, Outcome, type[Wake]], Sequence[Wake]],
+) -> Sequence[Wake]:
     """Run `request`, which has a slot of `seat`, on the calling thread, and see to its answer.
 
     Args:
         seat: Where it has its slot.
         request: Has been claimed.
         waiting: The request whose body waits meanwhile, if one does.
-        finish: Gives the slot back and answers.
+        finish: Gives the slot back, answers, and returns the wake-ups that are due then.
+
+    Returns:
+        Those: mostly the thread may come itself.
 
     Raises:
         KeyboardInterrupt: It struck while the body ran; or what a signal handler of the user's has raised there.
@@ -124,13 +156,15 @@ def run_claimed(
         if is_body:
             waiting.helped = None
     if outcome is None:  # it goes on on the loop
-        return
+        return ()
     interrupt = _interrupt(outcome) if type(outcome) is Error else None
     if interrupt is not None:
         request.cancel()  # and with it what the body has called
-    finish(seat, request, outcome)
+    wakes = finish(seat, request, outcome, Wake)
     if interrupt is not None:
+        deliver(wakes)
         raise interrupt
+    return wakes
 
 
 def _interrupt(outcome: Outcome) -> BaseException | None:

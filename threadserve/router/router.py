@@ -269,37 +269,51 @@ class Router:
                 self._queued += 1
                 # Else somebody comes for those before it, or no slot is free; or for this one.
                 if self._queued == 1 and not (self._is_waking and request.method in self._for_workers):
-                    effects = self._pump()
+                    if inputs is not None:  # whoever brought the last of them may be the one who comes
+                        news = (Wake(self),)
+                    else:
+                        effects = self._pump()
         finally:
             self.lock.release()
         if effects is not NOTHING:
-            if inputs is not None and not effects.post:
-                return (Wake(self, effects),)  # whoever brought the last input may be the one who comes
             self.act(effects)
         return news
 
     def help(self, request: Request, waiting: Request | None) -> None:
         """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
         while request.state is QUEUED:
-            if not self._limits.inline or not self.run_here(request, waiting):
+            wakes = self.run_here(request, waiting) if self._limits.inline else None
+            if wakes is None:
                 return
+            deliver(wakes)
         if request.state is not ANSWERED:
             help_along(request, waiting)
 
-    def run_here(self, request: Request, waiting: Request | None) -> bool:
-        """Run `request`, or an older one of the same caller's, on the calling thread; False where it cannot be.
+    def run_here(
+        self, request: Request, waiting: Request | None, *, is_due: bool = False
+    ) -> Sequence[Wake] | None:
+        """Run `request`, or an older one of the same caller's, on the calling thread; None where it cannot be.
 
         Blocks as long as the body does.
+
+        Args:
+            request: Is waited for.
+            waiting: The request whose body the calling thread runs.
+            is_due: A ``Wake`` of this router is held back: where this thread comes instead, the rest of it is done.
+
+        Returns:
+            The wake-ups that are due now.
         """
+        effects = NOTHING
         self.lock.acquire()
         try:
             if request.state is not QUEUED:
-                return False
+                return None
             head = self._queue[0]
             if head is not request:
                 head = self._head()
                 if head is not request and (head.caller != get_ident() or not self._is_one_at_a_time()):
-                    return False
+                    return None
             seat = self._seats.least_loaded()
             if (
                 seat is None
@@ -309,18 +323,21 @@ class Router:
                 or (waiting is not None and waiting.state is not RUNNING)
                 or seat.begins_async[head.method]
             ):
-                return False
+                return None
             self._claim(seat)
+            if is_due and self._queued:
+                effects = self._pump()
         finally:
             self.lock.release()
+        if effects is not NOTHING:
+            self.act(effects)
         del request
         try:
-            run_claimed(seat, head, waiting, self.end)
+            return run_claimed(seat, head, waiting, self.end)
         except BaseException as error:
             if head in seat.running:  # a signal handler of the user's raised in our code
                 self.kernel.errands.post(partial(self._lost, seat, head, type(error).__name__))
             raise
-        return True
 
     def visit(self, request: Request) -> bool:
         """Run what is ready on the loop that the body of `request` runs on, on the calling thread; False where it cannot be.
@@ -474,34 +491,24 @@ class Router:
         waiter.wait()
         return True
 
-    def claim_instead(self, effects: Effects) -> tuple[Seat, Request] | None:
-        """Claim the head in the place of the worker that was to come; None where that one has been made to come."""
+    def wake(self) -> None:
+        """See to it that somebody comes for the head, if a slot is free."""
+        with self.lock:
+            effects = self._pump()
+        self.act(effects)
+
+    def claim_instead(self) -> tuple[Seat, Request] | None:
+        """Claim the head in the place of a worker that was to be woken; None where that is what has been done."""
         claimed: tuple[Seat, Request] | None = None
-        sent_home: WaiterLike | None = None
         with self.lock:
             seat = self._seats.least_loaded() if self._queued and self._limits.inline else None
             if seat is not None:
                 head = self._head()
                 if head.channel is None and not seat.begins_async[head.method]:
                     claimed = seat, self._claim(seat)
-                    sent_home = self._take_back(effects)
-                    effects = self._pump()
-        if sent_home is not None:
-            sent_home.set()
+            effects = self._pump()
         self.act(effects)
         return claimed
-
-    def _take_back(self, wake: Effects) -> WaiterLike | None:
-        """Have the worker not come that was to; returned if it has to go home. The lock is held."""
-        self._is_waking = False
-        seat, worker = wake.seat, wake.worker
-        assert seat is not None
-        if worker is None:
-            seat.workers -= 1
-        elif seat.is_open:
-            seat.idle.append(worker)
-            return None
-        return worker
 
     def end(
         self, seat: Seat, request: Request, outcome: Outcome, kept: type[Wake] | None = None

@@ -72,8 +72,11 @@ class Desk(Protocol):
     def act(self, effects: Effects) -> None:
         """Do what was decided. No lock is held."""
 
-    def claim_instead(self, effects: Effects) -> tuple[Seat, Request] | None:
-        """Claim the head in the place of the worker that was to come; None where that one has been made to come."""
+    def wake(self) -> None:
+        """See to it that somebody comes for the head, if a slot is free."""
+
+    def claim_instead(self) -> tuple[Seat, Request] | None:
+        """Claim the head in the place of a worker that was to be woken; None where that is what has been done."""
         ...
 
     def end(
@@ -86,18 +89,17 @@ class Desk(Protocol):
 class Wake:
     """A wake-up that is due, for a call that has just been admitted because of an answer.
 
-    Its router counts on it: whoever gets one tells it, or claims in its place, and runs nothing before.
+    Whoever holds it is somebody on the way: it must be told, or come itself, before anything of the user's runs.
     """
 
-    __slots__ = ("effects", "router")
+    __slots__ = ("router",)
 
-    def __init__(self, router: Desk, effects: Effects) -> None:
+    def __init__(self, router: Desk) -> None:
         self.router = router
-        self.effects = effects
 
     def tell(self) -> Iterable[Subscriber]:
-        """Have the worker come."""
-        self.router.act(self.effects)
+        """Have a worker come."""
+        self.router.wake()
         return ()
 
 
@@ -157,6 +159,6 @@ def _claim_one(wakes: Sequence[Wake]) -> tuple[Desk, Seat, Request] | None:
     for wake in wakes:
         if stage is not None:
             wake.tell()
-        elif (claimed := wake.router.claim_instead(wake.effects)) is not None:
+        elif (claimed := wake.router.claim_instead()) is not None:
             stage = (wake.router, *claimed)
     return stage
