@@ -18,7 +18,8 @@ from threadserve.concurrency.threads import get_ident, is_stack_full
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from threadserve.call.request import Adapter, Router
+    from threadserve.call.adapter import Adapter
+    from threadserve.call.request import Router
 
     class StreamingHandle:
         """A handle with ``stream=True``, as type checkers see it; at run time there is only DeploymentHandle."""
