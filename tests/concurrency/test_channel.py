@@ -131,7 +131,7 @@ class TestAReaderThatWaits:
 
 
 class TestAWriterThatWaits:
-    def test_is_told_when_three_quarters_have_been_read(self) -> None:
+    def test_is_told_when_half_has_been_read(self) -> None:
         channel, writer = filled(channel_of(8), 8), Side()
         assert channel.offer("more", writer) is None
 
@@ -140,7 +140,7 @@ class TestAWriterThatWaits:
             channel.take()
             told.append(writer.times_told)
 
-        assert told == [0, 0, 0, 0, 0, 1, 1, 1]
+        assert told == [0, 0, 0, 1, 1, 1, 1, 1]
 
     @pytest.mark.parametrize("bound", [1, 2, 3])
     def test_is_told_at_small_bounds_too(self, bound: int) -> None:

@@ -154,6 +154,7 @@ class Request:
         wait: What the body waits for, while it does; None where it could go on by itself.
         helped: The request whose body runs on this one's thread, above this one's, which waits for it; else None.
         depth: How many bodies run on its thread below its own.
+        number: What it is called by in the interpreter that it has been sent to; 0 for none.
         was_cancelled: ``response.cancel()`` was called, whether or not that changed anything.
     """
 
@@ -183,6 +184,7 @@ class Request:
         "kwargs",
         "method",
         "model_id",
+        "number",
         "outcome",
         "reader",
         "router",
@@ -193,7 +195,6 @@ class Request:
         "was_cancelled",
     )
 
-    # Annotated here where the value is None for most, and set in one line.
     future: CallFuture | None
     wait: Wait | None
     helped: Request | None
@@ -231,7 +232,7 @@ class Request:
         self.channel = channel
         self.adapter = adapter
         self.deadline = _INF
-        self.depth = 0
+        self.depth = self.number = 0
         self.model_id = ""
         self._id = request_id
         self.state = WAITING  # this and all below: guarded by router.lock

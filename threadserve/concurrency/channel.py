@@ -14,7 +14,7 @@ ended, is under the lock.
 * ``close`` is everybody else's (cancel, deadline, a reader that leaves): the buffer is dropped, readers get END at
   once, and a producer that offers, now or later, is told to stop.
 
-A producer that found the channel full is woken when three quarters have been read, not at each item: with small
+A producer that found the channel full is woken when half of it has been read, not at each item: with small
 bounds nearly all the cost of a stream is waking each other.
 
 The bound counts items, not bytes. A channel may have several readers; each item goes to one of them.
@@ -59,7 +59,7 @@ class Channel:
 
     def __init__(self, kernel: Kernel, bound: float) -> None:
         self._bound = bound
-        self._low = 0 if math.isinf(bound) else bound // 4
+        self._low = 0 if math.isinf(bound) else bound // 2
         self._lock = kernel.lock()
         self._items: deque[Any] = kernel.deque()  # guarded by _lock, but see above; as all below
         self._readers: dict[Subscriber, None] = {}

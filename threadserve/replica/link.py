@@ -155,7 +155,7 @@ class Link:
 
     def number_of(self, request: Request | None) -> int:
         """Return the number of a call of the other end's whose body runs here; 0 where there is none."""
-        return 0 if request is None else request.__dict__.get("number", 0)
+        return 0 if request is None else request.number
 
     def _interrupt(self, request: Request, number: int) -> None:
         outcome = request.outcome
@@ -170,7 +170,7 @@ class Link:
 
     def take(self, number: int, request: Request) -> None:
         """Note that `request` is the call `number` of the other end's, before its body begins."""
-        request.__dict__["number"] = number
+        request.number = number
         with self._lock:
             self._taken[number] = request
             early = self._early.pop(number, ())
