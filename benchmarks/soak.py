@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 QUESTION = "Is every call answered, exactly once and within the limits, whatever goes wrong?"
 
 APP = "soak"
-MINUTES, SMOKE_S = 3.0, 8.0
+MINUTES, SMOKE_S = 3.0, 20.0
 LAYERS = 3
 CLIENTS = 6
 WINDOW = 24

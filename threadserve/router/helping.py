@@ -16,7 +16,8 @@ Which not. The producer of a stream may have to wait for its reader, who would b
 same thread; under a timeout or a deadline nobody could end the wait in time; and ``inline=False`` keeps a deployment
 on threads of its own.
 
-``remote`` alone starts the work all the same: a worker is woken, arrives, and finds the queue empty.
+``remote`` alone starts the work all the same: a worker is woken, arrives, and finds the queue empty. The wake-up for the
+next stage of a chain is held back, as the thread is about to run that itself.
 
 Ctrl-C while a body runs here is the waiting thread's: the request is cancelled, and the interrupt goes on in this thread. What
 a body can notice is the thread: its name, its locals, the locks that the caller holds, how deep the stack is.
