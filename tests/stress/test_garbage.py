@@ -37,7 +37,7 @@ def call(handle: Any, method: str) -> None:
 
 
 def requests() -> int:
-    return sum(isinstance(each, Request) for each in gc.get_objects())
+    return sum(type(each) is Request for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("method", ["plain", "coroutine", "fails", "fails_async"])

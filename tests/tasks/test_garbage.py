@@ -45,7 +45,7 @@ class Actor:
 
 
 def requests() -> int:
-    return sum(isinstance(each, Request) for each in gc.get_objects())
+    return sum(type(each) is Request for each in gc.get_objects())
 
 
 def both() -> None:
