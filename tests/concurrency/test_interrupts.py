@@ -647,7 +647,7 @@ with deployed(
     check_invariants(router)
     assert_nothing_left(router)
     assert all(request.outcome is not None for request in requests)
-    assert router.lock.acquire(timeout=1)
+    assert router.lock.acquire_within(1)
     router.lock.release()
 
     def call_from_another_thread():

@@ -88,6 +88,14 @@ def in_a_thread(kernel: SimulatedKernel, deed: Callable[[], object]) -> None:
     kernel.spawn("somebody else", deed).join()
 
 
+def is_asleep(gate: Any) -> bool:
+    """Whether the thread of a loop sleeps, so that others may be the loop."""
+    is_free: bool = gate._turn.acquire_within(0)
+    if is_free:
+        gate._turn.release()
+    return is_free
+
+
 def ident(*_: object) -> int:
     """Say which thread runs this."""
     return get_ident()
@@ -741,7 +749,7 @@ class TestASuspendedBody:
             with deployed(kernel, Asking, name="asking") as asking, unattended(kernel, Doer) as doer:
                 asking.handle.idle.remote().result()
                 loop: Any = asking.seats[0].replica._loop.loop
-                wait_until(lambda: not loop._selector._turn.locked())  # it sleeps
+                wait_until(lambda: is_asleep(loop._selector))
                 kernel.call_at(kernel.now() + 0.1, kernel.let_workers_come)
                 return asking.handle.remote(doer.handle).result()
 

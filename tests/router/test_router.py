@@ -648,7 +648,7 @@ def test_what_is_dropped_out_of_the_queue_does_not_die_under_the_lock() -> None:
 
     class Argument:
         def __del__(self) -> None:
-            died_with_lock_free.append(router.lock.acquire(blocking=False))
+            died_with_lock_free.append(router.lock.acquire_within(0))
             router.lock.release()
 
     for _ in range(500):

@@ -125,7 +125,10 @@ class _LostLock:
     def __exit__(self, *exc_info: object) -> None:
         """Never entered."""
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+    def acquire(self) -> bool:
+        return self.__enter__()
+
+    def acquire_within(self, timeout: float) -> bool:
         return self.__enter__()
 
     def release(self) -> None:

@@ -25,14 +25,17 @@ __all__ = ["Kernel", "Lock", "Service", "Thread", "Timer", "WaiterLike"]
 class Lock(Protocol):
     """A mutual exclusion lock: not re-entrant, released by whoever holds it."""
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take the lock; True when taken. Blocks."""
+    def acquire(self) -> object:
+        """Take the lock. Blocks; what comes back says nothing."""
+
+    def acquire_within(self, timeout: float) -> bool:
+        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0. Blocks as long."""
         ...
 
-    def release(self) -> None:
-        """Give the lock back."""
+    def release(self) -> object:
+        """Give the lock back, which the caller holds; what comes back says nothing."""
 
-    def __enter__(self) -> bool: ...
+    def __enter__(self) -> object: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
 

@@ -116,7 +116,7 @@ class Gate:
             KeyboardInterrupt: It struck while the user's code ran.
         """
         loop = self._loop
-        if loop._debug or not self._turn.acquire(False):
+        if loop._debug or not self._turn.acquire_within(0):
             return False
         enter = sys.modules["asyncio.events"]._set_running_loop
         hooks = sys.get_asyncgen_hooks()

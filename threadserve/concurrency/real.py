@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import random
 import time
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from threadserve.concurrency.lock import RealLock
 from threadserve.concurrency.reaper import Callbacks, Errands
 from threadserve.concurrency.threads import start_thread
 from threadserve.concurrency.timer import Timers
@@ -29,7 +30,7 @@ class RealKernel:
     """Real threads on the real clock. Costs nothing until something of it is used."""
 
     # Bound once, not wrapped: what a room gets from here *is* the primitive.
-    lock: Any = staticmethod(allocate_lock)
+    lock: Any = staticmethod(RealLock)
     waiter: Any = Waiter
     deque: Any = deque
     now: Any = staticmethod(time.monotonic)

@@ -182,7 +182,7 @@ class InterpreterReplica:
         interpreter is left as it is.
         """
         deadline = self._kernel.now() + timeout
-        if not self._ending.acquire(True, timeout + 2 * _MOMENT_S):
+        if not self._ending.acquire_within(timeout + 2 * _MOMENT_S):
             return []  # somebody else is at it
         try:
             return self._stop(deadline)

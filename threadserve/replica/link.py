@@ -232,7 +232,7 @@ class Link:
         Raises:
             KeyboardInterrupt: It struck while the thread waited.
         """
-        if not self._visiting.acquire(False):
+        if not self._visiting.acquire_within(0):
             return False
         try:
             self._inbox.visit(self._lock, self._note, see_to, is_enough)

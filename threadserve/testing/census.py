@@ -104,7 +104,7 @@ def _unanswered(app: str | None) -> list[Request]:
 
 
 def _holdings(router: Router) -> Holdings | None:
-    if not router.lock.acquire(timeout=_GLANCE_S):
+    if not router.lock.acquire_within(_GLANCE_S):
         return None
     try:
         return router.holds()

@@ -1,0 +1,127 @@
+"""Locks that belong to nobody while the thread that waits for one waits for the GIL.
+
+Before 3.14 ``threading.Lock`` is a semaphore of the operating system. A thread that waits for one is given it as soon
+as it is free, and then waits for the GIL, for up to 5 ms, with the lock in its hand. Whoever runs comes upon that lock
+within microseconds, blocks, and so lets the other go on, who gives the lock back and thereby wakes the first: from then
+on every critical section of the two costs a switch of threads, until one of them happens to find the lock free. Such a
+convoy needs two idle cores, and one switch inside of a critical section to begin. Eight threads that called one
+deployment made three switches a call in it; without, they make one in a hundred calls, and are four times as fast.
+
+A lock has no convoys if a thread that waits for it is only *woken* when it is free, and takes it with the GIL in its hand,
+should it still be there. So it is:
+
+* since 3.14 with the lock of the interpreter (it is handed over to one that has waited for a millisecond, but no more
+  often than that), and of course where there is no GIL;
+* in 3.11 and 3.12 with a ``SimpleQueue`` that has one token in it. Its methods are also the cheapest to call;
+* in 3.13, where such a queue hands its items over, with a lock that is tried only, and a bell for those who tried in
+  vain. That costs a hundredth of a call.
+
+None of them is fair: who comes in the right moment may take the lock before one that waits for it. None but the last
+notices that somebody gives back what he has not taken; the simulator's lock does.
+"""
+
+from __future__ import annotations
+
+import sys
+from _queue import Empty, SimpleQueue
+from _thread import allocate_lock
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BellLock", "PlainLock", "RealLock", "TokenLock"]
+
+
+class PlainLock:
+    """Mutual exclusion by the lock of the interpreter."""
+
+    __slots__ = ("__enter__", "__exit__", "_lock", "acquire", "release")
+
+    def __init__(self) -> None:
+        lock = self._lock = allocate_lock()
+        self.acquire: Callable[[], object] = lock.acquire
+        self.release: Callable[[], object] = lock.release
+        self.__enter__ = lock.__enter__
+        self.__exit__ = lock.__exit__
+
+    def acquire_within(self, timeout: float) -> bool:
+        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0."""
+        return self._lock.acquire(True, max(timeout, 0.0))
+
+
+class TokenLock:
+    """Mutual exclusion by a queue with one token in it: who has that has the lock."""
+
+    # What is called is the queue's own, by `with` as well: no step of it is Python's to take.
+    __slots__ = ("__enter__", "__exit__", "_queue", "acquire", "release")
+
+    def __init__(self) -> None:
+        queue = self._queue = SimpleQueue[Any]()
+        self.acquire: Callable[[], object] = queue.get
+        self.release: Callable[[], object] = partial(queue.put, None)
+        self.__enter__ = queue.get
+        self.__exit__ = queue.put  # the first argument becomes the token; the other two say nothing
+        self.release()
+
+    def acquire_within(self, timeout: float) -> bool:
+        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0."""
+        try:
+            self._queue.get(True, max(timeout, 0.0))
+        except Empty:
+            return False
+        return True
+
+
+class BellLock:
+    """Mutual exclusion by a lock that is tried only, and a bell for those who have tried in vain."""
+
+    __slots__ = ("_bell", "_is_wanted", "_lock", "_try")
+
+    def __init__(self) -> None:
+        self._lock, self._bell = allocate_lock(), allocate_lock()
+        self._try = self._lock.acquire
+        self._bell.acquire()
+        self._is_wanted = False
+
+    def acquire(self) -> object:
+        """Take the lock. Blocks."""
+        return self._try(False) or self._wait(None)
+
+    def acquire_within(self, timeout: float) -> bool:
+        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0."""
+        return self._try(False) or (timeout > 0 and self._wait(monotonic() + timeout))
+
+    def release(self, *exc_info: object) -> None:
+        """Give the lock back, and have one of those who wait for it try again."""
+        self._lock.release()
+        if self._is_wanted:
+            self._is_wanted = False
+            try:
+                self._bell.release()
+            except RuntimeError:
+                pass  # it rings already
+
+    __enter__ = acquire
+    __exit__ = release
+
+    def _wait(self, end: float | None) -> bool:
+        """Try whenever the bell has rung: True; False when that was in vain up to `end`."""
+        while True:
+            self._is_wanted = True  # before the last try: who gives the lock back after it sees that
+            if self._try(False):
+                return True  # it stays wanted, for others may wait as well
+            if not self._bell.acquire(True, -1 if end is None else max(end - monotonic(), 0.0)):
+                return False
+
+
+def _lock_of_this_python() -> Callable[[], PlainLock | TokenLock | BellLock]:
+    has_gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if sys.version_info >= (3, 14) or not has_gil:
+        return PlainLock
+    return BellLock if sys.version_info >= (3, 13) else TokenLock
+
+
+RealLock = _lock_of_this_python()
