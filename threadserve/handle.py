@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import math
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from threadserve.call import directory
 from threadserve.call.deadline import BOUND, check_timeout
@@ -46,6 +57,15 @@ _ACCEPTED = (
 )
 
 
+class _Options(NamedTuple):
+    """What ``options`` sets."""
+
+    method_name: str
+    stream: bool
+    multiplexed_model_id: str
+    timeout_s: float | None
+
+
 class DeploymentHandle(Generic[T_co]):
     """Calls a deployment: ``handle.remote(...)`` calls the instance, ``handle.method.remote(...)`` one of its methods.
 
@@ -66,14 +86,13 @@ class DeploymentHandle(Generic[T_co]):
         timeout_s: float | None = None,
     ) -> None:
         self._router = router
-        self._method_name = method_name
-        self._stream = stream
-        self._model_id = multiplexed_model_id
-        self._timeout_s = timeout_s
+        # In one, as each look at an attribute costs more where there is a __getattr__, before 3.12.
+        self._options = _Options(method_name, stream, multiplexed_model_id, timeout_s)
 
     def __repr__(self) -> str:
-        method = "" if self._method_name == "__call__" else f".{self._method_name}"
-        stream = ", stream=True" if self._stream else ""
+        options = self._options
+        method = "" if options.method_name == "__call__" else f".{options.method_name}"
+        stream = ", stream=True" if options.stream else ""
         return f"<DeploymentHandle of {self._router.name}{method}{stream}; call it with .remote(...)>"
 
     @property
@@ -164,12 +183,15 @@ class DeploymentHandle(Generic[T_co]):
                 raise TypeError(f"handle of {self._router.name}: {option} must be a string, not {text!r}")
         if timeout_s is not None:
             check_timeout(f"handle of {self._router.name}", timeout_s)
+        now = self._options
         return DeploymentHandle[Any](
             self._router,
-            method_name=self._method_name if method_name is None else method_name,
-            stream=self._stream if stream is None else bool(stream),
-            multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
-            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            method_name=now.method_name if method_name is None else method_name,
+            stream=now.stream if stream is None else bool(stream),
+            multiplexed_model_id=now.multiplexed_model_id
+            if multiplexed_model_id is None
+            else multiplexed_model_id,
+            timeout_s=now.timeout_s if timeout_s is None else timeout_s,
         )
 
     def __getattr__(self, name: str) -> DeploymentHandle[Callable[..., Any]]:
@@ -188,18 +210,12 @@ class DeploymentHandle(Generic[T_co]):
         from reprlib import repr as shown  # short, and safe where a repr of the user's fails
 
         given = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
-        method = "" if self._method_name == "__call__" else f".{self._method_name}"
+        name = self._options.method_name
+        method = "" if name == "__call__" else f".{name}"
         raise TypeError(f"a handle is not called itself: write handle{method}.remote({given})")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (
-            self._router.app,
-            self._router.deployment,
-            self._method_name,
-            self._stream,
-            self._model_id,
-            self._timeout_s,
-        )
+        return _rebuild, (self._router.app, self._router.deployment, *self._options)
 
     def _call(
         self,
@@ -209,10 +225,9 @@ class DeploymentHandle(Generic[T_co]):
         adapter: Adapter | None = None,
     ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
         router = self._router
+        method, stream, model_id, timeout_s = self._options
         if is_stack_full():
-            raise RecursionError(
-                f"the stack has no room left for a call of {router.name}.{self._method_name}"
-            )
+            raise RecursionError(f"the stack has no room left for a call of {router.name}.{method}")
         if type(router) is directory.Absent:  # unpickled before the app was run: it may run by now
             router = self._router = directory.find(router.app, router.deployment) or router
         parent, bound, context = CURRENT.get(), BOUND.get(), copy_context()
@@ -220,10 +235,10 @@ class DeploymentHandle(Generic[T_co]):
             context.run(BOUND.set, _INF)  # the body inherits what is left through its request
         if parent is not None and request_id is None:
             request_id = parent.request_id
-        channel = Channel(router.kernel, router.stream_buffer_size) if self._stream else None
+        channel = Channel(router.kernel, router.stream_buffer_size) if stream else None
         request = Request(
             router,
-            self._method_name,
+            method,
             args,
             kwargs or _NO_KWARGS,
             context,
@@ -232,16 +247,16 @@ class DeploymentHandle(Generic[T_co]):
             channel,
             adapter,
         )
-        if self._model_id:
-            request.model_id = self._model_id
+        if model_id:
+            request.model_id = model_id
         if INTERRUPTED and is_our_code_interrupted():
             return self._call_later(request, parent, bound)
-        if parent is not None or self._timeout_s is not None or bound != _INF:
+        if parent is not None or timeout_s is not None or bound != _INF:
             if parent is not None and parent.is_over:
                 parent = None
-            request.descend_from(parent, self._timeout_s, bound)
+            request.descend_from(parent, timeout_s, bound)
         router.assign(request)
-        return self._stream_type(request) if self._stream else self._response_type(request)
+        return self._stream_type(request) if stream else self._response_type(request)
 
     def _call_later(
         self, request: Request, parent: Request | None, bound: float
@@ -249,11 +264,12 @@ class DeploymentHandle(Generic[T_co]):
         """Make the call of a finalizer that interrupted code of ours, which may hold the locks that a call takes."""
 
         def assign() -> None:
-            request.descend_from(None if parent is None or parent.is_over else parent, self._timeout_s, bound)
+            parent_now = None if parent is None or parent.is_over else parent
+            request.descend_from(parent_now, self._options.timeout_s, bound)
             request.router.assign(request)
 
         request.router.kernel.errands.post(assign)
-        return self._stream_type(request) if self._stream else self._response_type(request)
+        return self._stream_type(request) if self._options.stream else self._response_type(request)
 
     def _refuse_option(self, name: str) -> NoReturn:
         import difflib

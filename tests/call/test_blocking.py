@@ -87,6 +87,7 @@ class TestInPlainCode:
             request = request_of(answer)
             router: Any = request.router
             kernel: Any = router.kernel
+            stage.sleep(1)  # the worker has come, with a waiter of its own
             router.kernel = SimpleNamespace(waiter=Interrupted, now=kernel.now)
 
             with pytest.raises(KeyboardInterrupt):

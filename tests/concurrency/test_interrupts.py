@@ -501,6 +501,7 @@ STORM = """
 import os, random, signal, sys, threading, time
 from tests.doubles import deployed, check_invariants, assert_nothing_left
 from threadserve.concurrency.interrupts import Interrupts
+from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import RequestCancelledError
 
@@ -647,7 +648,7 @@ with deployed(
     check_invariants(router)
     assert_nothing_left(router)
     assert all(request.outcome is not None for request in requests)
-    assert router.lock.acquire_within(1)
+    assert acquire_within(router.lock, 1)
     router.lock.release()
 
     def call_from_another_thread():
@@ -700,6 +701,7 @@ PROGRAM = """
 import signal, sys, threading, time
 from tests.doubles import deployed
 from threadserve.concurrency.interrupts import Interrupts
+from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import RequestCancelledError
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.real import RealKernel
 from threadserve.testing.scheduler import explore
 
@@ -67,11 +68,11 @@ class TestLock:
             lock = kernel.lock()
             results: list[bool] = []
 
-            assert lock.acquire_within(0)
-            kernel.spawn("other", lambda: results.append(lock.acquire_within(0))).join(LATE)
-            assert not lock.acquire_within(0)
+            assert acquire_within(lock, 0)
+            kernel.spawn("other", lambda: results.append(acquire_within(lock, 0))).join(LATE)
+            assert not acquire_within(lock, 0)
             lock.release()
-            kernel.spawn("other", lambda: results.append(lock.acquire_within(0))).join(LATE)
+            kernel.spawn("other", lambda: results.append(acquire_within(lock, 0))).join(LATE)
 
             assert results == [False, True]
 
@@ -83,9 +84,9 @@ class TestLock:
             lock.acquire()
             start = kernel.now()
 
-            assert not lock.acquire_within(SOON)
+            assert not acquire_within(lock, SOON)
             assert kernel.now() >= start + SOON
-            assert not lock.acquire_within(0)
+            assert not acquire_within(lock, 0)
 
         run(scenario)
 
@@ -95,7 +96,7 @@ class TestLock:
             had: list[str] = []
 
             def take(name: str, timeout: float) -> None:
-                if lock.acquire_within(timeout):
+                if acquire_within(lock, timeout):
                     had.append(name)
                     lock.release()
 
@@ -127,7 +128,7 @@ class TestLock:
             with pytest.raises(KeyError), lock:
                 raise KeyError
 
-            assert lock.acquire_within(0)
+            assert acquire_within(lock, 0)
 
         run(scenario)
 

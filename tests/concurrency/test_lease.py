@@ -83,7 +83,7 @@ class House:
     def rest(self) -> None:
         """Wait until the loop's own thread sleeps."""
         turn = self.gate._turn
-        wait_until(lambda: turn.acquire_within(0) and turn.release() is None)
+        wait_until(lambda: turn.acquire(False) and turn.release() is None)
 
     def be(self, fn: Callable[[], Any] = nothing, is_enough: Callable[[], bool] = never) -> Any:
         """Call `fn` as the loop, on this thread, once its own sleeps; and run what is ready until it is enough."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ VARIABLE: ContextVar[str] = ContextVar("the_variable")
 
 @pytest.fixture
 def inheritance() -> Iterator[Inheritance]:
-    inheritance = Inheritance(VARIABLE)
+    inheritance = Inheritance("the_variable", partial(VARIABLE.get, None))
     inheritance.install()
     yield inheritance
     inheritance.uninstall()
@@ -117,7 +118,7 @@ class TestInheritance:
 
     def test_of_two_variables_is_kept_apart(self, inheritance: Inheritance) -> None:
         other_variable: ContextVar[str] = ContextVar("the_other_variable")
-        other = Inheritance(other_variable)
+        other = Inheritance("the_other_variable", partial(other_variable.get, None))
         other.install()
 
         def start() -> Any:
@@ -131,7 +132,7 @@ class TestInheritance:
 
     def test_ends_with_the_last_user(self) -> None:
         plain = threading.Thread.start
-        inheritance = Inheritance(VARIABLE)
+        inheritance = Inheritance("the_variable", partial(VARIABLE.get, None))
         inheritance.install()
         inheritance.install()
 
@@ -144,7 +145,7 @@ class TestInheritance:
 
     def test_may_be_installed_again(self) -> None:
         plain = threading.Thread.start
-        inheritance = Inheritance(VARIABLE)
+        inheritance = Inheritance("the_variable", partial(VARIABLE.get, None))
         inheritance.install()
         inheritance.uninstall()
 
@@ -157,7 +158,7 @@ class TestInheritance:
     def test_leaves_in_place_what_others_have_put_over_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         started: list[str] = []
         monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)  # put back afterwards
-        inheritance = Inheritance(VARIABLE)
+        inheritance = Inheritance("the_variable", partial(VARIABLE.get, None))
         inheritance.install()
         ours = threading.Thread.start
 

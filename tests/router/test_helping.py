@@ -90,7 +90,7 @@ def in_a_thread(kernel: SimulatedKernel, deed: Callable[[], object]) -> None:
 
 def is_asleep(gate: Any) -> bool:
     """Whether the thread of a loop sleeps, so that others may be the loop."""
-    is_free: bool = gate._turn.acquire_within(0)
+    is_free: bool = gate._turn.acquire(False)
     if is_free:
         gate._turn.release()
     return is_free

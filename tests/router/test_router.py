@@ -26,6 +26,7 @@ from tests.doubles import (
     wait_until,
 )
 from threadserve.call.request import ANSWERED, QUEUED, Request
+from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.outcome import Value
 from threadserve.concurrency.real import RealKernel
 from threadserve.errors import (
@@ -378,7 +379,7 @@ class TestAWorkerAtRest:
                 let_it_rest(kernel)
                 queued = both.handle.short.remote(Argument())
                 gone = weakref.ref(request_behind(queued))
-                seat.idle.pop().set()  # somebody woke the worker for nothing
+                router.act(seat.idle.pop())  # somebody woke the worker for nothing
                 let_it_rest(kernel)
                 queued.cancel()
                 del queued
@@ -648,7 +649,7 @@ def test_what_is_dropped_out_of_the_queue_does_not_die_under_the_lock() -> None:
 
     class Argument:
         def __del__(self) -> None:
-            died_with_lock_free.append(router.lock.acquire_within(0))
+            died_with_lock_free.append(acquire_within(router.lock, 0))
             router.lock.release()
 
     for _ in range(500):

@@ -64,6 +64,16 @@ def simulated(story: Callable[[SimulatedKernel], object], seeds: int = 20) -> No
         kernel.run(partial(story, kernel))
 
 
+def test_calls_one_after_the_other_are_run_by_one_worker_which_rests_before_it_tells() -> None:
+    def story(kernel: SimulatedKernel) -> None:
+        with deployed(kernel, Doer, max_ongoing_requests=3) as one:
+            threads = {one.handle.do.remote(get_ident).result(timeout_s=WAIT_S) for _ in range(5)}
+
+            assert len(threads) == 1
+
+    simulated(story)
+
+
 class TestAChainThatNobodyHelps:
     def test_runs_through_on_one_thread(self) -> None:
         def story(kernel: SimulatedKernel) -> None:

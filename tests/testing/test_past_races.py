@@ -28,15 +28,16 @@ from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.reaper import Errands
 from threadserve.concurrency.waiter import deliver
 from threadserve.router.arguments import Inputs
+from threadserve.router.refusals import given_up
 from threadserve.router.router import Router
-from threadserve.router.workers import NOTHING
+from threadserve.router.seats import NOTHING
 from threadserve.runtime.version import Retirement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from threadserve.concurrency.outcome import Outcome
-    from threadserve.router.seats import Seat
+    from threadserve.router.seats import Effects, Seat
 
 
 class _Add:
@@ -280,11 +281,13 @@ def gives_a_slot_back_and_wakes_nobody(
     return wakes
 
 
-def keeps_the_slot_of_what_was_cancelled(self: Router, seat: Seat, request: Request, outcome: Outcome) -> Any:
+def keeps_the_slot_of_what_was_cancelled(
+    self: Router, seat: Seat, request: Request, outcome: Outcome, call: Effects
+) -> Any:
     """See that a request has its answer already, and take all for done."""
     if request.state is ANSWERED:
-        return *self.arrive(seat, was_woken=False), ()
-    return conclude(self, seat, request, outcome)
+        return *self.arrive(seat, was_woken=False), (), False
+    return conclude(self, seat, request, outcome, call)
 
 
 def attaches_without_a_look(self: Request, interrupt: Callable[[], object]) -> bool:
@@ -303,7 +306,7 @@ def completes_what_is_not_done(self: CallFuture, outcome: Outcome) -> None:
 
 def iterates_over_what_others_change(self: Router, seat: Seat, reason: str) -> list[Request]:
     """Go through what runs while it runs."""
-    return [request for request in seat.running if request.answer(self._died(request, reason))]
+    return [request for request in seat.running if request.answer(given_up(self.died, request, reason))]
 
 
 def looks_who_is_first(self: Error) -> BaseException:

@@ -13,7 +13,7 @@ from threadserve.as_ray.errors import GetTimeoutError, RayError, RayServeExcepti
 from threadserve.as_ray.isolation import FACES, ISOLATION, NESTED, STREAM
 from threadserve.as_ray.refs import ObjectRef, ObjectRefGenerator, face_of_ref
 from threadserve.call import directory
-from threadserve.call.context import REPLICA
+from threadserve.call.context import replica_here
 from threadserve.call.request import RUNNING, current_request
 from threadserve.call.response import DeploymentResponse as OurResponse
 from threadserve.call.stream import DeploymentResponseGenerator as OurGenerator
@@ -85,7 +85,7 @@ class DeploymentResponse(OurResponse[R]):
 
 def _refuse_in_constructor(request: Request) -> None:
     """Raise RuntimeError in a constructor: with Ray it runs in an event loop, be it a `def`."""
-    replica = REPLICA.get(None)
+    replica = replica_here()
     if replica is not None and replica.servable_object is None and current_request() is None:
         raise RuntimeError(
             f"Sync methods should not be called from within an `asyncio` event loop, in which constructors run: make it "
@@ -156,11 +156,14 @@ class DeploymentHandle(ours.DeploymentHandle[T]):
         response_serialization: Any = None,
     ) -> DeploymentHandle[Any]:
         """Return a handle to the same deployment with other options."""
+        now = self._options
         return DeploymentHandle(
             self._router,
-            method_name=self._method_name if method_name is None else method_name,
-            stream=self._stream if stream is None else bool(stream),
-            multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
+            method_name=now.method_name if method_name is None else method_name,
+            stream=now.stream if stream is None else bool(stream),
+            multiplexed_model_id=now.multiplexed_model_id
+            if multiplexed_model_id is None
+            else multiplexed_model_id,
         )
 
     def __getattr__(self, name: str) -> DeploymentHandle[Any]:
@@ -192,16 +195,18 @@ class DeploymentHandle(ours.DeploymentHandle[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         name = (self._router.app, self._router.deployment)
-        return _rebuild, (*name, self._method_name, self._stream, self._model_id)
+        return _rebuild, (*name, *self._options)
 
 
 def _rebuild(
-    app: str, deployment: str, method_name: str, stream: bool, model_id: str
+    app: str, deployment: str, method_name: str, stream: bool, model_id: str, timeout_s: float | None
 ) -> DeploymentHandle[Any]:
     router = directory.find(app, deployment) or directory.Absent(
         app, deployment, "no such app runs in this process"
     )
-    return DeploymentHandle(router, method_name=method_name, stream=stream, multiplexed_model_id=model_id)
+    return DeploymentHandle(
+        router, method_name=method_name, stream=stream, multiplexed_model_id=model_id, timeout_s=timeout_s
+    )
 
 
 _lock = RealKernel.lock()
@@ -212,12 +217,7 @@ def face_of(handle: ours.DeploymentHandle[Any]) -> DeploymentHandle[Any]:
     with _lock:
         faces = handle.__dict__
         if "threadserve.as_ray" not in faces:
-            faces["threadserve.as_ray"] = DeploymentHandle(
-                handle._router,
-                method_name=handle._method_name,
-                stream=handle._stream,
-                multiplexed_model_id=handle._model_id,
-            )
+            faces["threadserve.as_ray"] = DeploymentHandle(handle._router, **handle._options._asdict())
         face = faces["threadserve.as_ray"]
     assert isinstance(face, DeploymentHandle)
     return face

@@ -9,13 +9,12 @@ those without a timeout or a deadline; all others can end by themselves.
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, CURRENT, Request, Wait, check_cancelled, current_request
 from threadserve.concurrency.loops import LoopWaiter, current_task, make_future
 from threadserve.concurrency.outcome import Error
-from threadserve.concurrency.threads import forget_ours, get_ident, is_stack_full
+from threadserve.concurrency.threads import forget_ours, get_ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,8 +120,6 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
             timeout is None
             and request.deadline == _INF
             and (waiting is None or (waiting.deadline == _INF and waiting.depth < DEPTH))
-            and sys.exception() is None  # else what the body raises would get that as its context
-            and not is_stack_full()
         ):
             try:
                 request.router.help(request, waiting)
@@ -131,7 +128,7 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
                 raise
             if type(request.outcome) is Error:
                 forget_ours(request.outcome.exception.__traceback__)
-        if request.outcome is None and not _wait_until_answered(request, timeout):
+        if request.outcome is None and not _wait_until_answered(request, timeout, waiting):
             return False
     del request  # for the same reason
     if waiting is not None:
@@ -139,17 +136,22 @@ def wait_for(request: Request, timeout: float | None = None) -> bool:
     return True
 
 
-def _wait_until_answered(request: Request, timeout: float | None) -> bool:
+def _wait_until_answered(request: Request, timeout: float | None, waiting: Request | None) -> bool:
     kernel = request.router.kernel
     end = None if timeout is None else kernel.now() + timeout
+    left = None
     while request.state is not ANSWERED:  # again, in a thread that outlives the body which has started it
-        left = None if end is None else end - kernel.now()
-        if left is not None and left <= 0:
-            return False
+        if end is not None:
+            left = end - kernel.now()
+            if left <= 0:
+                return False
         waiter = kernel.waiter()
         try:
             if request.subscribe(waiter):
-                block(waiter, left, needs=(request,))
+                if waiting is None:
+                    waiter.wait(left)
+                else:
+                    block(waiter, left, needs=(request,))
         except KeyboardInterrupt:
             request.cancel()
             raise

@@ -6,7 +6,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from threadserve.call.request import ANSWERED, check_cancelled, current_request
+from threadserve.call.request import ANSWERED, CURRENT, check_cancelled, current_request
 from threadserve.concurrency.threads import Inheritance
 from threadserve.errors import ConfigError, NotInReplicaError
 
@@ -23,6 +23,7 @@ __all__ = [
     "inheritance",
     "propagate",
     "propagated",
+    "replica_here",
 ]
 
 
@@ -97,9 +98,16 @@ class ReplicaContext:
 
 
 REPLICA: ContextVar[ReplicaContext] = ContextVar("threadserve_replica")
-"""The replica that the running code belongs to."""
+"""The replica that the running code belongs to, where it works for no request: a constructor, say."""
 
-inheritance = Inheritance(REPLICA)
+
+def replica_here() -> ReplicaContext | None:
+    """Return the replica that this context belongs to; None for none."""
+    request = CURRENT.get()
+    return REPLICA.get(None) if request is None or request.replica is None else request.replica
+
+
+inheritance = Inheritance("replica", replica_here)
 """Makes the replica known in threads that user code starts, while a runtime is up."""
 
 

@@ -125,10 +125,7 @@ class _LostLock:
     def __exit__(self, *exc_info: object) -> None:
         """Never entered."""
 
-    def acquire(self) -> bool:
-        return self.__enter__()
-
-    def acquire_within(self, timeout: float) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         return self.__enter__()
 
     def release(self) -> None:

@@ -149,6 +149,7 @@ class Request:
         is_over: The body has returned, or never will begin: calls made under it now are nobody's children.
         future: The ``concurrent.futures.Future`` that mirrors it; None until somebody asks for one.
         reader: The request whose body reads this one's stream, where that is known.
+        replica: What the body can ask about the replica that runs it; None before it has begun.
         runner: Who runs the body: the identifier of a thread, or a task.
         host: Whom a thread that waits may visit, to bring the body on: the event loop that it runs on, for one.
         wait: What the body waits for, while it does; None where it could go on by itself.
@@ -187,6 +188,7 @@ class Request:
         "number",
         "outcome",
         "reader",
+        "replica",
         "router",
         "runner",
         "started",
@@ -204,6 +206,7 @@ class Request:
     admitted: float | None
     started: float | None
     outcome: Outcome | None
+    replica: Any
     runner: object
     _parent: Request | None
     _children: dict[Request, None] | None
@@ -237,7 +240,9 @@ class Request:
         self._id = request_id
         self.state = WAITING  # this and all below: guarded by router.lock
         self.is_over = self.was_cancelled = False
-        self.outcome = self.runner = self.future = self.wait = self.helped = self.reader = self.host = None
+        self.outcome = self.replica = self.runner = self.future = self.wait = self.helped = self.reader = (
+            self.host
+        ) = None
         self.created = self.admitted = self.started = None
         self._subscribers = self._parent = self._children = self._timer = self._interrupt = None
         # Whether it has, or had, a channel, a parent, children, a timer, a host or somebody to interrupt.
@@ -330,10 +335,8 @@ class Request:
             self.is_over = True
         self.outcome = outcome  # first: who sees the state without the lock goes on to the outcome
         self.state = ANSWERED
-        news: list[Subscriber] = []
-        if self._subscribers is not None:
-            news.extend(self._subscribers)
-            self._subscribers = None
+        subscribers, self._subscribers = self._subscribers, None
+        news: list[Subscriber] = [] if subscribers is None else list(subscribers)
         if self._has_ties or was is not RUNNING:
             news.append(_Aftermath(self, has_returned=was is RUNNING and self.is_over))
         return news
@@ -378,8 +381,7 @@ class Request:
 
     def expire(self) -> None:
         """Answer with RequestTimeoutError unless there is an answer."""
-        state = self.state
-        if state is not ANSWERED:
+        if self.state is not ANSWERED:
             self.answer(self.expiry())
 
     def expiry(self) -> Error:
@@ -387,12 +389,8 @@ class Request:
         now = self.router.kernel.now()
         moments = (self.created, self.admitted, self.started)
         created, admitted, started = (now if moment is None else moment for moment in moments)
-        elapsed, inputs, queued, running = (
-            now - created,
-            admitted - created,
-            started - admitted,
-            now - started,
-        )
+        elapsed, inputs = now - created, admitted - created
+        queued, running = started - admitted, now - started
         return Error(
             RequestTimeoutError(
                 f"request {self.request_id} to {self.router.name}.{self.method} timed out after {elapsed:.3g} s, while "
@@ -448,7 +446,9 @@ class Request:
         try:
             if self.state is ANSWERED:
                 return False
-            self.listen(subscriber)
+            if self._subscribers is None:  # as in `listen`, without the call
+                self._subscribers = {}
+            self._subscribers[subscriber] = None
         finally:
             self.router.lock.release()
         return True

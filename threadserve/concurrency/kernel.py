@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from threadserve.concurrency.waiter import Subscriber
 
-__all__ = ["Kernel", "Lock", "Service", "Thread", "Timer", "WaiterLike"]
+__all__ = ["Kernel", "Lock", "Service", "Thread", "Timer", "Turn", "WaiterLike"]
 
 
 class Lock(Protocol):
@@ -28,16 +28,20 @@ class Lock(Protocol):
     def acquire(self) -> object:
         """Take the lock. Blocks; what comes back says nothing."""
 
-    def acquire_within(self, timeout: float) -> bool:
-        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0. Blocks as long."""
-        ...
-
     def release(self) -> object:
         """Give the lock back, which the caller holds; what comes back says nothing."""
 
     def __enter__(self) -> object: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
+
+
+class Turn(Lock, Protocol):
+    """A lock for which one can try."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock: True; False where that was not possible at once, or within `timeout` seconds. Blocks."""
+        ...
 
 
 class WaiterLike(Protocol):
@@ -107,7 +111,11 @@ class Kernel(Protocol):
     callbacks: Service
 
     def lock(self) -> Lock:
-        """Make a lock."""
+        """Make a lock, for a moment at a time: who waits for it may see others take it first."""
+        ...
+
+    def turn(self) -> Turn:
+        """Make a lock that is held for long: one of those who wait for it has it as soon as it is given back."""
         ...
 
     def waiter(self) -> WaiterLike:

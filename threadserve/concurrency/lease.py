@@ -60,7 +60,7 @@ class Gate:
         self._selector = loop._selector
         self._on_wake = on_wake
         self._owner = get_ident()
-        self._turn = kernel.lock()  # whoever holds it is the loop
+        self._turn = kernel.turn()  # whoever holds it is the loop
         self._guests = 0  # guarded by _turn, as is _alarm
         self._alarm = math.inf
         self._turn.acquire()
@@ -116,7 +116,7 @@ class Gate:
             KeyboardInterrupt: It struck while the user's code ran.
         """
         loop = self._loop
-        if loop._debug or not self._turn.acquire_within(0):
+        if loop._debug or not self._turn.acquire(False):
             return False
         enter = sys.modules["asyncio.events"]._set_running_loop
         hooks = sys.get_asyncgen_hooks()

@@ -32,47 +32,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BellLock", "PlainLock", "RealLock", "TokenLock"]
+__all__ = ["BellLock", "RealLock", "TokenLock", "acquire_within"]
 
 
-class PlainLock:
-    """Mutual exclusion by the lock of the interpreter."""
-
-    __slots__ = ("__enter__", "__exit__", "_lock", "acquire", "release")
-
-    def __init__(self) -> None:
-        lock = self._lock = allocate_lock()
-        self.acquire: Callable[[], object] = lock.acquire
-        self.release: Callable[[], object] = lock.release
-        self.__enter__ = lock.__enter__
-        self.__exit__ = lock.__exit__
-
-    def acquire_within(self, timeout: float) -> bool:
-        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0."""
-        return self._lock.acquire(True, max(timeout, 0.0))
-
-
-class TokenLock:
+class TokenLock(SimpleQueue[Any]):
     """Mutual exclusion by a queue with one token in it: who has that has the lock."""
 
-    # What is called is the queue's own, by `with` as well: no step of it is Python's to take.
-    __slots__ = ("__enter__", "__exit__", "_queue", "acquire", "release")
+    # All that is called is the queue's own: no step is taken in Python.
+    __slots__ = ("release",)
+
+    acquire = SimpleQueue.get
+    __enter__ = SimpleQueue.get
+    __exit__ = (
+        SimpleQueue.put
+    )  # the first of the three arguments becomes the token; the other two say nothing
 
     def __init__(self) -> None:
-        queue = self._queue = SimpleQueue[Any]()
-        self.acquire: Callable[[], object] = queue.get
-        self.release: Callable[[], object] = partial(queue.put, None)
-        self.__enter__ = queue.get
-        self.__exit__ = queue.put  # the first argument becomes the token; the other two say nothing
+        self.release: Callable[[], object] = partial(self.put, None)
         self.release()
-
-    def acquire_within(self, timeout: float) -> bool:
-        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0."""
-        try:
-            self._queue.get(True, max(timeout, 0.0))
-        except Empty:
-            return False
-        return True
 
 
 class BellLock:
@@ -86,13 +63,9 @@ class BellLock:
         self._bell.acquire()
         self._is_wanted = False
 
-    def acquire(self) -> object:
-        """Take the lock. Blocks."""
-        return self._try(False) or self._wait(None)
-
-    def acquire_within(self, timeout: float) -> bool:
-        """Take the lock: True; False where that is not possible within `timeout` seconds, which may be 0."""
-        return self._try(False) or (timeout > 0 and self._wait(monotonic() + timeout))
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock: True; False where that was not possible at once, or within `timeout` seconds. Blocks."""
+        return self._try(False) or (blocking and self._wait(timeout))
 
     def release(self, *exc_info: object) -> None:
         """Give the lock back, and have one of those who wait for it try again."""
@@ -107,8 +80,9 @@ class BellLock:
     __enter__ = acquire
     __exit__ = release
 
-    def _wait(self, end: float | None) -> bool:
-        """Try whenever the bell has rung: True; False when that was in vain up to `end`."""
+    def _wait(self, timeout: float) -> bool:
+        """Try whenever the bell has rung."""
+        end = None if timeout < 0 else monotonic() + timeout
         while True:
             self._is_wanted = True  # before the last try: who gives the lock back after it sees that
             if self._try(False):
@@ -117,11 +91,22 @@ class BellLock:
                 return False
 
 
-def _lock_of_this_python() -> Callable[[], PlainLock | TokenLock | BellLock]:
+def _lock_of_this_python() -> Callable[[], Any]:
     has_gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     if sys.version_info >= (3, 14) or not has_gil:
-        return PlainLock
+        return allocate_lock
     return BellLock if sys.version_info >= (3, 13) else TokenLock
 
 
 RealLock = _lock_of_this_python()
+
+
+def acquire_within(lock: Any, timeout: float) -> bool:
+    """Take `lock`, of whatever kind: True; False where that is not possible within `timeout` seconds. Blocks as long."""
+    if not isinstance(lock, TokenLock):
+        return lock.acquire(True, timeout)  # type: ignore[no-any-return]
+    try:
+        lock.get(True, timeout)
+    except Empty:
+        return False
+    return True

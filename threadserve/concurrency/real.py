@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from _thread import get_ident
+from _thread import allocate_lock, get_ident
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class RealKernel:
 
     # Bound once, not wrapped: what a room gets from here *is* the primitive.
     lock: Any = staticmethod(RealLock)
+    turn: Any = staticmethod(allocate_lock)
     waiter: Any = Waiter
     deque: Any = deque
     now: Any = staticmethod(time.monotonic)

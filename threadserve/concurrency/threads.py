@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import ContextVar
     from types import CodeType, FrameType, TracebackType
 
     from threadserve.concurrency.kernel import Thread
@@ -192,16 +191,20 @@ def user_line(frame: FrameType | None) -> str:
 
 
 class Inheritance:
-    """Lets threads that user code starts know what the starting thread had in `variable`.
+    """Lets threads that user code starts know what was in force in the thread that has started them.
 
     Context variables stop at ``threading.Thread`` (before 3.14, and there too by default). While installed,
     a thread is stamped with the starter's value when it is started; ``get`` prefers the context and falls
-    back on the stamp. Only threads started where the variable is set are touched, and none of ours.
+    back on the stamp. Only threads started where there is a value are touched, and none of ours.
+
+    Args:
+        name: Of the value; a word.
+        get: Returns the value in the context of who asks, None for none.
     """
 
-    def __init__(self, variable: ContextVar[Any]) -> None:
-        self._variable = variable
-        self._attribute = f"_inherited_{variable.name}"
+    def __init__(self, name: str, get: Callable[[], Any | None]) -> None:
+        self._get = get
+        self._attribute = f"_inherited_{name}"
         self._users = 0  # guarded by _lock
         self._lock = threading.Lock()
         self._stamp: Callable[[threading.Thread], None] | None = None  # our Thread.start, while it is in use
@@ -209,7 +212,7 @@ class Inheritance:
 
     def get(self) -> Any | None:
         """Return the value in force in this thread, None when there is none."""
-        value = self._variable.get(None)
+        value = self._get()
         if value is not None:
             return value
         return getattr(threading.current_thread(), self._attribute, None)

@@ -94,7 +94,7 @@ class InterpreterReplica:
         self._has_health_check = False
         self._stuck: tuple[str, ...] = ()
         self._is_over = False
-        self._ending = kernel.lock()  # held by who stops it
+        self._ending = kernel.turn()  # held by who stops it
         self._lock = kernel.lock()
         self._is_stopping = False  # guarded by _lock
         self._end = ""  # guarded by _lock; how the interpreter came to its end, once it has
@@ -182,7 +182,7 @@ class InterpreterReplica:
         interpreter is left as it is.
         """
         deadline = self._kernel.now() + timeout
-        if not self._ending.acquire_within(timeout + 2 * _MOMENT_S):
+        if not self._ending.acquire(True, timeout + 2 * _MOMENT_S):
             return []  # somebody else is at it
         try:
             return self._stop(deadline)

@@ -92,7 +92,7 @@ class Link:
         self._inbox = inbox
         self._begin = begin
         self._end = end
-        self._visiting = kernel.lock()
+        self._visiting = kernel.turn()
         self._lock = kernel.lock()
         self._numbers = 0  # guarded by _lock, as all below
         self._sent: dict[int, Request] = {}
@@ -232,7 +232,7 @@ class Link:
         Raises:
             KeyboardInterrupt: It struck while the thread waited.
         """
-        if not self._visiting.acquire_within(0):
+        if not self._visiting.acquire(False):
             return False
         try:
             self._inbox.visit(self._lock, self._note, see_to, is_enough)

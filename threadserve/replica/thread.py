@@ -209,7 +209,7 @@ class ThreadReplica:
     def _run(self, request: Request) -> Outcome | None:
         try:
             CURRENT.set(request)
-            REPLICA.set(self.context)
+            request.replica = self.context
             request.runner = get_ident()
             if request.adapter is None and request.deadline == inf and request.state is not ANSWERED:
                 fn = self._target.lookup(request)
@@ -387,7 +387,7 @@ class ThreadReplica:
             del task, interrupt
             if rest is None:
                 CURRENT.set(request)
-                REPLICA.set(self.context)
+                request.replica = self.context
                 rest = self._begin(request)
             if inspect.isawaitable(rest) and not isinstance(rest, AsyncIterator):
                 rest = await rest

@@ -32,6 +32,7 @@ the cost); one queue per replica (idle replicas beside queued requests).
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from functools import partial
 from math import inf
@@ -39,21 +40,21 @@ from typing import TYPE_CHECKING
 
 from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
-from threadserve.concurrency.threads import get_ident
+from threadserve.concurrency.threads import get_ident, is_stack_full
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import count_inputs, watch_inputs
 from threadserve.router.helping import help_along, run_claimed
 from threadserve.router.limits import Holdings, Limits, RouterStatistics
 from threadserve.router.refusals import given_up, refusal, unavailable
-from threadserve.router.seats import Seat, Seats
-from threadserve.router.workers import NOTHING, Effects, Wake, work
+from threadserve.router.seats import NOTHING, Effects, Seat, Seats
+from threadserve.router.workers import Wake, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from threadserve.call.isolation import Isolation
-    from threadserve.concurrency.kernel import Kernel, Lock, WaiterLike
+    from threadserve.concurrency.kernel import Kernel, Lock
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
     from threadserve.errors import RequestError
@@ -88,13 +89,13 @@ class Router:
         self.unavailable: Callable[..., RequestError] = DeploymentUnavailableError
         self.died: Callable[..., RequestError] = ReplicaDiedError
         self._is_waking = False
+        self._kind_of_waiter = type(kernel.waiter())
 
     def __repr__(self) -> str:
         now = self.statistics()
         state = "" if self._closed_because is None else ", closed"
-        return (
-            f"<Router {self.name} {now.ongoing} ongoing, {now.queued} queued, {now.replicas} replicas{state}>"
-        )
+        counts = f"{now.ongoing} ongoing, {now.queued} queued, {now.replicas} replicas"
+        return f"<Router {self.name} {counts}{state}>"
 
     def statistics(self) -> RouterStatistics:
         """Return what there is at this moment."""
@@ -139,7 +140,7 @@ class Router:
 
     def replace(self, old: Iterable[Seat], new: Iterable[Seat]) -> None:
         """Give new requests to the `new` seats and none to the `old` ones, in one step."""
-        idle: list[WaiterLike] = []
+        idle: list[Effects] = []
         with self.lock:
             self._for_workers.clear()
             for seat in new:
@@ -150,8 +151,8 @@ class Router:
                     idle.extend(seat.idle)
                     seat.idle.clear()
             effects = self._pump()
-        for worker in idle:
-            worker.set()
+        for call in idle:
+            self.act(call)
         self.act(effects)
 
     def seat(self, replica: Replica, limit: int) -> Seat:
@@ -166,8 +167,8 @@ class Router:
             self._seats.resize(seat, by)
             spare = [seat.idle.pop() for _ in range(min(len(seat.idle), seat.workers - seat.limit))]
             effects = self._pump()
-        for worker in spare:
-            worker.set()
+        for call in spare:
+            self.act(call)
         self.act(effects)
 
     def drain(self, seat: Seat, timeout: float | None = None) -> bool:
@@ -194,7 +195,7 @@ class Router:
         """Answer what still runs in `seat` with ReplicaDiedError and return it; its threads run on unheard."""
         with self.lock:
             left = list(seat.running)
-        return [request for request in left if request.answer(self._died(request, reason))]
+        return [request for request in left if request.answer(given_up(self.died, request, reason))]
 
     def close(self, reason: str, opening: int) -> None:
         """Take no more requests; those that wait or are queued get DeploymentUnavailableError. Running ones go on.
@@ -281,8 +282,12 @@ class Router:
 
     def help(self, request: Request, waiting: Request | None) -> None:
         """Run `request`, and what has to come before it, on the calling thread, which waits for it; see ``helping``."""
+        is_pinned = request.state is QUEUED and not self._limits.inline
+        # What a body raises would have for its context the exception that is being handled.
+        if is_pinned or is_stack_full() or sys.exception() is not None:
+            return
         while request.state is QUEUED:
-            wakes = self.run_here(request, waiting) if self._limits.inline else None
+            wakes = self.run_here(request, waiting)
             if wakes is None:
                 return
             deliver(wakes)
@@ -394,7 +399,9 @@ class Router:
             seat = self._seats.least_loaded()
             if seat is None:
                 break
-            head = self._head()
+            head = self._queue[0]
+            if head.state is not QUEUED:
+                head = self._head()
             if seat.begins_async[head.method]:
                 posted.append((seat, self._claim(seat)))
                 continue
@@ -405,7 +412,8 @@ class Router:
                 break  # a slot is free, so one of its workers is on its way to rest, and looks before it does
             self._is_waking = True
             if seat.idle:
-                return Effects(tuple(posted), seat, seat.idle.pop())
+                call = seat.idle.pop()
+                return call._replace(post=tuple(posted)) if posted else call
             seat.workers += 1
             return Effects(tuple(posted), seat)
         return Effects(tuple(posted)) if posted else NOTHING
@@ -429,32 +437,43 @@ class Router:
         try:
             if was_woken:
                 self._is_waking = False
-            return self._take_next(seat), self._pump()
+            return self._take_next(seat), self._pump() if self._queued else NOTHING
         finally:
             self.lock.release()
 
     def conclude(
-        self, seat: Seat, request: Request, outcome: Outcome
-    ) -> tuple[Request | None, Effects, Sequence[Wake]]:
-        """Give back the slot, answer, and claim the next request, in one step; then deliver the news.
+        self, seat: Seat, request: Request, outcome: Outcome, call: Effects
+    ) -> tuple[Request | None, Effects, Sequence[Wake], bool]:
+        """Give back the slot, answer, and claim the next request, or rest, in one step; then deliver the news.
 
-        Where there is no next request, the wake-ups that follow from the news come back.
+        Where there is no next request, the wake-ups that follow from the news come back, or, where none can follow,
+        that the worker rests now, and is to wait for `call`.
         """
-        wakes: Sequence[Wake] = ()
+        following: Request | None = None
+        effects, rests = NOTHING, False
         self.lock.acquire()
         try:
             self._seats.give_back(seat, request)
             drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
-            following = self._take_next(seat) if self._queued else None
-            effects = self._pump() if self._queued and self._seats.free > 0 else NOTHING
+            if self._queued:
+                following = self._take_next(seat)
+                if self._queued and self._seats.free > 0:
+                    effects = self._pump()
+            elif seat.is_open and seat.workers <= seat.limit:
+                rests = not news or (len(news) == 1 and type(news[0]) is self._kind_of_waiter)
+                if rests:
+                    seat.idle.append(call)
         finally:
             self.lock.release()
-        if news:
+        wakes: Sequence[Wake] = ()
+        if rests and news:
+            news[0].tell()
+        elif news:
             wakes = deliver(news, Wake if following is None and self._limits.inline else None)
         if drained is not None:
             drained.set()
-        return following, effects, wakes
+        return following, effects, wakes, rests
 
     def depart(self, seat: Seat) -> bool:
         """Let a worker of `seat` do something else; False where the seat is closed: its replica waits for its workers."""
@@ -474,9 +493,8 @@ class Router:
                 seat.workers += 1
         return is_wanted
 
-    def rest(self, seat: Seat) -> bool:
-        """Wait to be woken: True; False when the seat is closed and its worker goes home."""
-        waiter = self.kernel.waiter()
+    def rest(self, seat: Seat, call: Effects) -> bool:
+        """Wait to be woken by `call`: True; False when the seat is closed and its worker goes home."""
         self.lock.acquire()
         try:
             if not seat.is_open or seat.workers > seat.limit:  # it may have lost slots
@@ -485,10 +503,10 @@ class Router:
             if self._queued and seat.has_room and not self._is_waking:
                 self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
                 return True
-            seat.idle.append(waiter)
+            seat.idle.append(call)
         finally:
             self.lock.release()
-        waiter.wait()
+        call.rest()
         return True
 
     def wake(self) -> None:
@@ -536,7 +554,7 @@ class Router:
 
     def _lost(self, seat: Seat, request: Request, reason: str) -> None:
         """Be told that a thread that ran a request could perhaps not see to its end."""
-        self.end(seat, request, self._died(request, f"the thread that ran it got {reason}"))
+        self.end(seat, request, given_up(self.died, request, f"the thread that ran it got {reason}"))
 
     # ---- effects; no lock is held
 
@@ -565,7 +583,7 @@ class Router:
             rested = next((other for other in self._seats if other.idle and other.has_room), None)
             if rested is not None:  # of another replica, with more to do than the one that was to get it
                 self._is_waking = True
-                effects = Effects((), rested, rested.idle.pop())
+                effects = rested.idle.pop()
             elif not any(other.workers for other in self._seats):
                 for request in tuple(self._queue):
                     if request.state is QUEUED:
@@ -578,6 +596,3 @@ class Router:
 
     def _unavailable(self, request: Request, reason: str | None = None) -> Error:
         return unavailable(self.unavailable, request, reason or self._closed_because)
-
-    def _died(self, request: Request, reason: str) -> Error:
-        return given_up(self.died, request, reason)

@@ -1,8 +1,8 @@
-"""The slots of a deployment: who has how many of them taken. Pure bookkeeping, under the router's lock."""
+"""The slots of a deployment: who has how many of them taken, and whom to wake. Pure bookkeeping, under the router's lock."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -10,7 +10,26 @@ if TYPE_CHECKING:
     from threadserve.call.request import Request
     from threadserve.concurrency.kernel import WaiterLike
 
-__all__ = ["Seat", "Seats"]
+__all__ = ["NOTHING", "Effects", "Seat", "Seats"]
+
+
+class Effects(NamedTuple):
+    """What a router has decided under its lock and is to do outside."""
+
+    post: tuple[tuple[Seat, Request], ...] = ()
+    """Begin these on the loops of their replicas."""
+    seat: Seat | None = None
+    """Have a worker of this one come."""
+    worker: WaiterLike | None = None
+    """It rests, and this ends its rest; None where it has to be hired."""
+
+    def rest(self) -> None:
+        """Be that worker, and wait for this to be done. Blocks."""
+        assert self.worker is not None
+        self.worker.wait()
+
+
+NOTHING = Effects()
 
 
 class _Kinds(dict[str, bool]):
@@ -35,7 +54,7 @@ class Seat:
         replica: Whom the requests are given to.
         begins_async: Method -> whether calling it is for the replica's loop, and not for a thread.
         limit: Its slots: how many calls may run in it at once.
-        idle: The waiters of its workers that have nothing to do; the last one to come is the first to be woken.
+        idle: What wakes those of its workers that have nothing to do; the last one to come is the first to be woken.
         workers: How many worker threads it has: those on their way included, those that run others' stages not.
         is_open: Whether it gets new requests.
         running: The requests that have those slots; as many as are taken.
@@ -59,7 +78,7 @@ class Seat:
         self.replica = replica
         self.begins_async = _Kinds(replica)
         self.limit = limit
-        self.idle: list[WaiterLike] = []
+        self.idle: list[Effects] = []
         self.workers = 0
         self.is_open = False
         self.running: dict[Request, None] = {}

@@ -8,57 +8,49 @@ anything. So a chain of idle stages that nobody waits for runs through on one th
 Meanwhile the worker is none of its own deployment's: that may hire another one, and its replica can stop without it. When
 the worker comes back to as many as there are slots, it goes home.
 
+Where an answer can have no such consequence, since nobody waits for it, or one thread, the worker is at rest before it
+tells, as of the same critical section: whoever makes the next call finds it there, and it blocks right after.
+
 Which not. A deployment with ``inline=False`` keeps its threads, and its code to them. The producer of a stream may have to
 wait for its reader, and a coroutine belongs to its loop.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from threadserve.concurrency.waiter import deliver
+from threadserve.router.seats import NOTHING, Effects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from threadserve.call.request import Request
-    from threadserve.concurrency.kernel import WaiterLike
+    from threadserve.concurrency.kernel import Kernel
     from threadserve.concurrency.outcome import Outcome
     from threadserve.concurrency.waiter import Subscriber
     from threadserve.router.seats import Seat
 
-__all__ = ["NOTHING", "Desk", "Effects", "Wake", "work"]
-
-
-class Effects(NamedTuple):
-    """What a router has decided under its lock and is to do outside."""
-
-    post: tuple[tuple[Seat, Request], ...] = ()
-    """Begin these on the loops of their replicas."""
-    seat: Seat | None = None
-    """Have a worker of this one come."""
-    worker: WaiterLike | None = None
-    """It rests, and this ends its rest; None where it has to be hired."""
-
-
-NOTHING = Effects()
+__all__ = ["Desk", "Wake", "work"]
 
 
 class Desk(Protocol):
     """What a router is to workers, its own and others'."""
+
+    kernel: Kernel
 
     def arrive(self, seat: Seat, *, was_woken: bool = True) -> tuple[Request | None, Effects]:
         """Take the next request for a worker of `seat`, if there is one for it."""
         ...
 
     def conclude(
-        self, seat: Seat, request: Request, outcome: Outcome
-    ) -> tuple[Request | None, Effects, Sequence[Wake]]:
-        """Answer `request`, and take the next one; where there is none the wake-ups that follow come back."""
+        self, seat: Seat, request: Request, outcome: Outcome, call: Effects
+    ) -> tuple[Request | None, Effects, Sequence[Wake], bool]:
+        """Answer `request`, and take the next one; or rest, or get the wake-ups that follow. See the router."""
         ...
 
-    def rest(self, seat: Seat) -> bool:
-        """Look once more, and wait to be woken: True; False for a worker that is to go home. Blocks."""
+    def rest(self, seat: Seat, call: Effects) -> bool:
+        """Look once more, and wait to be woken by `call`: True; False for a worker that is to go home. Blocks."""
         ...
 
     def depart(self, seat: Seat) -> bool:
@@ -107,6 +99,7 @@ def work(router: Desk, seat: Seat) -> None:
     """Be a worker of `seat` until there is no need for one. Blocks."""
     request, effects = router.arrive(seat)
     wakes: Sequence[Wake] = ()
+    call = Effects((), seat, router.kernel.waiter())  # the same one each time: who rests is woken once
     while True:
         if effects is not NOTHING:
             router.act(effects)
@@ -115,16 +108,19 @@ def work(router: Desk, seat: Seat) -> None:
             if outcome is None:  # it goes on on the loop and keeps its slot
                 request, effects = router.arrive(seat, was_woken=False)
             else:
-                request, effects, wakes = router.conclude(seat, request, outcome)
-            del outcome
+                request, effects, wakes, rests = router.conclude(seat, request, outcome, call)
+                outcome = None  # a worker holds on to nothing while it rests
+                if rests:
+                    call.rest()
+                    request, effects = router.arrive(seat)
             continue
-        effects = NOTHING  # a worker holds on to nothing while it rests
+        effects = NOTHING  # as above
         if wakes:
             may_stay = _follow(router, seat, wakes)
             wakes = ()
             if not may_stay:
                 return
-        if not router.rest(seat):  # which looks before it waits
+        if not router.rest(seat, call):  # which looks before it waits
             return
         request, effects = router.arrive(seat)
 

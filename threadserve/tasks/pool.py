@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from threadserve.call.context import REPLICA, DeploymentID
+from threadserve.call.context import DeploymentID
 from threadserve.call.objectref import find_object, object_id
 from threadserve.call.request import ANSWERED, Request, current_request
 from threadserve.concurrency.outcome import Error
@@ -163,7 +163,7 @@ class ReservingRouter(TaskRouter):
             hold.has_begun = True
         gpu_ids = tuple(gpu_id for held in hold.reservations for gpu_id in held.gpu_ids)
         if gpu_ids:
-            REPLICA.set(replace(REPLICA.get(), gpu_ids=gpu_ids))
+            task.replica = replace(task.replica, gpu_ids=gpu_ids)
 
     def finish(self, task: Request) -> None:
         """Give back what `task` holds."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from threadserve.call import directory
 from threadserve.call.blocking import wait_for
 from threadserve.call.request import ANSWERED, Request
+from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.threads import stack_text
 from threadserve.router.router import Router
 
@@ -104,7 +105,7 @@ def _unanswered(app: str | None) -> list[Request]:
 
 
 def _holdings(router: Router) -> Holdings | None:
-    if not router.lock.acquire_within(_GLANCE_S):
+    if not acquire_within(router.lock, _GLANCE_S):
         return None
     try:
         return router.holds()

@@ -194,13 +194,7 @@ class Spy(DeploymentHandle[T_co]):
     def __init__(self, handle: DeploymentHandle[T_co]) -> None:
         router = _Tap(handle._router)
         self._book = router.book
-        super().__init__(
-            cast("Router", router),
-            method_name=handle._method_name,
-            stream=handle._stream,
-            multiplexed_model_id=handle._model_id,
-            timeout_s=handle._timeout_s,
-        )
+        super().__init__(cast("Router", router), **handle._options._asdict())
 
     @property
     def calls(self) -> list[Call]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from threadserve.app.application import Application, Binding, rebound
 from threadserve.call import directory
 from threadserve.call.blocking import block
-from threadserve.call.context import REPLICA
+from threadserve.call.context import replica_here
 from threadserve.call.request import Request, Router, current_request
 from threadserve.concurrency.loops import make_future
 from threadserve.concurrency.outcome import Error, Outcome, Value
@@ -82,9 +82,10 @@ def router_of_running_code() -> Router:
     request = current_request()
     if request is not None:
         return request.router
-    replica = REPLICA.get()
+    replica = replica_here()
+    assert replica is not None  # who asks is a replica's code
     router = directory.find(replica.app_name, replica.deployment)
-    assert router is not None  # its replica is running
+    assert router is not None  # it is running
     return router
 
 

@@ -80,10 +80,6 @@ class SimulatedLock:
         finally:
             turns.is_busy = False
 
-    def acquire_within(self, timeout: float) -> bool:
-        """Take the lock: True; False where that is not possible within `timeout` seconds."""
-        return self.acquire(timeout > 0, timeout if timeout > 0 else -1)
-
     __enter__ = acquire
     __exit__ = release
 

@@ -214,6 +214,8 @@ class SimulatedKernel:
         self._locks += 1
         return SimulatedLock(self._turns, self._locks)
 
+    turn = lock
+
     def waiter(self) -> SimulatedWaiter:
         """Make a waiter, for one wait."""
         self._waiters += 1

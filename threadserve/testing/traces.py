@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from threadserve.call.context import REPLICA
 from threadserve.call.request import ANSWERED, CURRENT, Request
 from threadserve.replica.target import Target
 from threadserve.testing.stand_ins import here
@@ -225,7 +224,7 @@ def _around_lookup(lookup: Callable[..., Any]) -> Callable[..., Any]:
     def begun(self: Target, request: Request) -> Any:
         kernel = here()
         if kernel is not None and kernel.records is not None:
-            replica = REPLICA.get(None)
+            replica = request.replica
             rank = "" if replica is None else f"#{replica.rank.rank}"
             kernel.records.note(request, "begins", _Begun(f"{request.router.name}{rank}"))
         return lookup(self, request)
