@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -18,7 +19,7 @@ from benchmarks.measure import Case, Key, can_pin, elapsed, latency, pinned
 from threadserve.concurrency.interpreters import is_offered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from benchmarks.measure import Run
 
@@ -37,6 +38,7 @@ WORTH = "pure-Python work per call from which on two replicas in interpreters do
 ON_THREADS = "threads"
 IN_INTERPRETERS = "interpreters"
 EXECUTOR = "ThreadPoolExecutor"
+PROCESSES = "processes"
 ITSELF = "the work itself"
 MEGABYTE = 1 << 20
 
@@ -89,10 +91,11 @@ def measure(run: Run) -> None:
         pairs = {name: stack.enter_context(worker(kind, 2)) for name, kind in kinds().items()}
         trivial = stack.enter_context(worker("thread", inline=False))
         executor = stack.enter_context(ThreadPoolExecutor(1))
+        processes = stack.enter_context(burners(2))
         run.rounds(
             [
                 *calls(handles, executor, run.effort.seconds),
-                *scaling(handles, pairs, run.effort.pick(200, 200_000, 400_000)),
+                *scaling(handles, pairs, processes, run.effort.pick(200, 200_000, 400_000)),
                 *working(pairs, run.effort.pick(1, 2, 3)),
                 *beside(trivial, run.effort.pick(0.002, 0.1, 0.5)),
             ]
@@ -141,25 +144,80 @@ def fetched(handle: Any, value: object) -> object:
     return handle.remote(value).result()
 
 
-def scaling(handles: Mapping[str, Any], pairs: Mapping[str, Any], turns: int) -> Iterator[Case]:
-    """Yield how much more two replicas do than one."""
+PIECES = 12  # so many that the system has time to spread the threads over the cores
+
+
+def scaling(
+    handles: Mapping[str, Any], pairs: Mapping[str, Any], processes: Sequence[Burner], turns: int
+) -> Iterator[Case]:
+    """Yield how much more two replicas do than one, and two processes, which is what the machine allows."""
     for name, handle in handles.items():
-        yield Case(CPU, name, partial(speed_up, handle, pairs[name], turns))
+        work = partial(burn_all, handle, turns), partial(burn_all, pairs[name], turns)
+        yield Case(CPU, name, partial(speed_up, *work))
+    alone, together = partial(burn_in, processes[:1], turns), partial(burn_in, processes, turns)
+    yield Case(CPU, PROCESSES, partial(speed_up, alone, together))
 
 
-def speed_up(one: Any, two: Any, turns: int) -> dict[str, float]:
-    """Do two pieces of work in one replica and in two, by turns; the quicker of three counts."""
-
-    def both(handle: Any) -> None:
-        for response in [handle.burn.remote(turns) for _ in range(2)]:
-            response.result()
-
-    times = [(elapsed(partial(both, one)), elapsed(partial(both, two))) for _ in range(3)]
+def speed_up(alone: Callable[[], None], together: Callable[[], None]) -> dict[str, float]:
+    """Do the same work alone and together, by turns; the quicker of three counts."""
+    times = [(elapsed(alone), elapsed(together)) for _ in range(3)]
     return {"speed-up": min(single for single, _ in times) / min(double for _, double in times)}
 
 
+def burn_all(handle: Any, turns: int) -> None:
+    for response in [handle.burn.remote(turns) for _ in range(PIECES)]:
+        response.result()
+
+
+class Burner:
+    """A process that does the same work: it is told how many turns, and answers when it has done them."""
+
+    CODE = """
+import sys
+def burn(turns):
+    total = 0
+    for number in range(turns):
+        total += number & 3
+    return total
+for line in sys.stdin:
+    pieces, turns = map(int, line.split())
+    for _ in range(pieces):
+        burn(turns)
+    print(flush=True)
+"""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def begin(self, pieces: int, turns: int) -> None:
+        assert self._process.stdin is not None
+        print(pieces, turns, file=self._process.stdin, flush=True)
+
+    def end(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def burners(count: int) -> Generator[list[Burner]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(Burner())) for _ in range(count)]
+
+
+def burn_in(processes: Sequence[Burner], turns: int) -> None:
+    for process in processes:
+        process.begin(PIECES // len(processes), turns)
+    for process in processes:
+        process.end()
+
+
 TURNS = (0, 250, 1000, 4000)
-CALLS = 250  # so many that the system has time to spread the threads over the cores
+CALLS = 250  # so many for the same reason
 
 
 def worked(turns: int) -> str:
