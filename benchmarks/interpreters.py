@@ -95,7 +95,7 @@ def measure(run: Run) -> None:
         run.rounds(
             [
                 *calls(handles, executor, run.effort.seconds),
-                *scaling(handles, pairs, processes, run.effort.pick(200, 200_000, 400_000)),
+                *scaling(handles, pairs, processes, run.effort.pick(200, 1_000_000, 2_000_000)),
                 *working(pairs, run.effort.pick(1, 2, 3)),
                 *beside(trivial, run.effort.pick(0.002, 0.1, 0.5)),
             ]
@@ -144,7 +144,7 @@ def fetched(handle: Any, value: object) -> object:
     return handle.remote(value).result()
 
 
-PIECES = 12  # so many that the system has time to spread the threads over the cores
+PIECES = 8  # of tens of milliseconds each: the system takes some to spread the threads over the cores
 
 
 def scaling(
@@ -216,7 +216,7 @@ def burn_in(processes: Sequence[Burner], turns: int) -> None:
         process.end()
 
 
-TURNS = (0, 250, 1000, 4000)
+TURNS = (0, 250, 1000, 4000, 16_000)
 CALLS = 250  # so many for the same reason
 
 

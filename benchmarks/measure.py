@@ -51,6 +51,7 @@ FIGURES = {
     "each": Figure("us", True),
     "first item": Figure("us", True),
     "submit each": Figure("us", True),
+    "of which collector": Figure("us", True),
     "drain each": Figure("us", True),
     "rate": Figure("1/s", False),
     "speed-up": Figure("x", False),

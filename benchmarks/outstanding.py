@@ -15,7 +15,7 @@ from benchmarks import peers
 from benchmarks.measure import Case, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from benchmarks.measure import Run
 
@@ -51,13 +51,15 @@ class Bench:
 
     def times(self, count: int) -> dict[str, float]:
         """Return what it takes to submit each, and to have each run and answered once the worker may."""
-        with self._kept_waiting():
+        with self._kept_waiting(), collector_watched() as collected:
             start = time.perf_counter()
             answers = self._submit(count)
-            submitted = (time.perf_counter() - start) / count * 1e6
+            submitted = time.perf_counter() - start
         start = time.perf_counter()
         self._take(answers)
-        return {"submit each": submitted, "drain each": (time.perf_counter() - start) / count * 1e6}
+        drained = time.perf_counter() - start
+        figures = {"submit each": submitted, "of which collector": sum(collected), "drain each": drained}
+        return {name: seconds / count * 1e6 for name, seconds in figures.items()}
 
     def memory(self, count: int) -> dict[str, float]:
         """Return what is allocated for each while it waits."""
@@ -91,6 +93,26 @@ class Bench:
         for answer in answers:
             result(answer)
         del self._held
+
+
+@contextlib.contextmanager
+def collector_watched() -> Generator[list[float]]:
+    """Note how long each run of the garbage collector takes, in seconds."""
+    took: list[float] = []
+    begun = 0.0
+
+    def note(phase: str, _info: object) -> None:
+        nonlocal begun
+        if phase == "start":
+            begun = time.perf_counter()
+        else:
+            took.append(time.perf_counter() - begun)
+
+    gc.callbacks.append(note)
+    try:
+        yield took
+    finally:
+        gc.callbacks.remove(note)
 
 
 def enter(stack: contextlib.ExitStack, peer: peers.Peer, work: peers.Work) -> peers.Connect:
