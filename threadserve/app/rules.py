@@ -159,6 +159,16 @@ def positive(*, at_most: float = math.inf) -> Rule:
     return Rule(f"a finite number above 0{bound}", lambda value: 0 < finite(value) <= at_most)
 
 
+def some_gpus() -> Rule:
+    """Accept a whole number of GPUs, or a fraction of one, which several replicas share."""
+
+    def accepts(value: object) -> bool:
+        number = finite(value)
+        return 0 <= number <= 1 or (number > 1 and number == int(number))
+
+    return Rule("a whole number of at least 0, or a fraction of one GPU", accepts)
+
+
 def finite(value: object) -> float:
     """Return the value if it is a finite number, else NaN, which no comparison accepts."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -225,7 +235,7 @@ ACTOR_OPTIONS: Mapping[str, Rule] = {
     "label_selector": optional(a_dict),
     "memory": optional(number(at_least=0)),
     "num_cpus": optional(number(at_least=0)),
-    "num_gpus": optional(number(at_least=0)),
+    "num_gpus": optional(some_gpus()),
     "resources": optional(a_dict),
     "runtime_env": optional(a_dict),
 }
