@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from contextvars import copy_context
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,10 @@ import pytest
 import threadserve as serve
 from tests.doubles import wait_until
 from tests.replica.bodies import TENANT, Everything, OutOfStock, Point
+from threadserve.call.request import Request
 from threadserve.concurrency.interpreters import is_offered
+from threadserve.concurrency.real import RealKernel
+from threadserve.router.bridge import Bridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +96,20 @@ class TestACallFromInside:
     def test_of_a_deployment_that_was_deleted_says_so(self, handle: Any) -> None:
         with pytest.raises(serve.MethodNotFoundError):
             handle.ask.remote("nothing").result()
+
+
+def test_a_call_keeps_no_argument_that_came_when_it_had_been_cancelled() -> None:
+    def send(*_: object) -> None:
+        raise AssertionError("it was sent")
+
+    link: Any = SimpleNamespace(send=send)
+    request = Request(Bridge(RealKernel(), link, "app", "inner"), "call", (), {}, copy_context())
+    request.cancel()
+    request.args = ([],)  # by an input whose answer comes at that moment
+
+    assert not list(request.router._send(request))  # type: ignore[attr-defined]
+
+    assert request.args is None
 
 
 class TestAStreamReadInside:

@@ -74,7 +74,9 @@ class Bridge(directory.Unmanned):
         with self.lock:
             if inputs is not None:
                 request.drop(inputs)
-            if request.state is not WAITING:
+            if request.state is not WAITING:  # answered meanwhile; as in Router.admit
+                _left = request.args, request.kwargs
+                request.args = request.kwargs = None
                 return ()
             request.state = RUNNING
             request.args = request.kwargs = request.context = None
