@@ -72,7 +72,7 @@ class Router:
         self.deployment = deployment
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
-        self.lock: Lock = kernel.lock()  # where each call takes it, not by `with`, which costs twice as much
+        self.lock: Lock = kernel.lock()  # where each call takes it, not by `with`, which costs more
         self.isolation: Isolation | None = None  # what requests pass on their way in; None: values are shared
         self._limits = Limits()  # guarded by lock, as all below
         self._most_queued = -1
