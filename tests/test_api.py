@@ -996,6 +996,31 @@ class TestDelete:
         assert (old.remote().result(), new.remote().result()) == (2, 2)
 
 
+def test_an_answer_that_is_kept_keeps_nothing_of_a_function_that_was_deleted() -> None:
+    class Model:
+        pass
+
+    def declare() -> tuple[serve.Application[Any], weakref.ref[Any]]:
+        model = Model()
+
+        @serve.deployment
+        def infer() -> bool:
+            return model is not None
+
+        return infer.bind(), weakref.ref(model)
+
+    app, model = declare()
+    answer = serve.run(app, name="shop", route_prefix=None).remote()
+    assert answer.result()
+
+    serve.delete("shop")
+    del app
+    gc.collect()
+
+    assert model() is None
+    assert answer.result()
+
+
 class TestShutdown:
     def test_without_anything_does_nothing(self) -> None:
         serve.shutdown()

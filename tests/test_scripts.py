@@ -604,6 +604,24 @@ class TestFork:
 
         assert (ended.status, ended.out, ended.err) == (0, "5 5\n", "")
 
+    def test_leaves_the_child_of_a_body_in_its_replica(self, tmp_path: Path) -> None:
+        ended = run(
+            tmp_path,
+            """
+            import warnings; warnings.simplefilter("ignore")
+            @serve.deployment
+            def forks():
+                mine = serve.get_replica_context().replica_id
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(7 if serve.get_replica_context().replica_id == mine else 8)
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            print(serve.run(forks.bind()).remote().result())
+            """,
+        )
+
+        assert (ended.status, ended.out, ended.err) == (0, "7\n", "")
+
     def test_while_a_stream_is_busy_never_hangs_the_child(self, tmp_path: Path) -> None:
         ended = run(
             tmp_path,

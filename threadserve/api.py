@@ -84,7 +84,7 @@ class _Runtime:
     def __init__(self, kernel: Kernel, resources: Mapping[str, object] | None) -> None:
         self.kernel = kernel
         self.controller = Controller(self.kernel, resources)
-        self._lock = kernel.lock()  # held while the server is being started or found to be of no use
+        self._lock = kernel.turn()  # held while the server is being started or found to be of no use
         self.server: Server | LateServer | None = None
         self.serves_all = False  # whether apps that name no prefix are served
         self._enders: list[WaiterLike] | None = []  # guarded by _lock; who shuts down, None when that is done

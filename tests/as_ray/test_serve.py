@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+import threadserve as ours
 from threadserve import as_ray
+from threadserve.as_ray.handle import face_of
 from threadserve.errors import NotSupportedError
 
 variable = contextvars.ContextVar("variable", default="nothing")
@@ -68,6 +70,17 @@ def test_no_body_runs_on_the_thread_that_waits_where_that_was_ruled_out(serve: A
     handle = serve.run(serve.deployment(Where).bind(), route_prefix=None)
 
     assert threading.get_ident() not in {handle.remote().result() for _ in range(20)}
+
+
+def test_a_face_of_a_native_handle_keeps_its_time_limit_also_for_methods() -> None:
+    class Model:
+        def predict(self) -> None: ...
+
+    with ours.running(ours.deployment(Model).bind()) as handle:
+        face = face_of(handle.options(timeout_s=3))
+
+        assert face._options.timeout_s == face.predict._options.timeout_s == 3
+        assert face.options(method_name="predict")._options.timeout_s == 3
 
 
 def test_two_fetches_of_one_answer_share_nothing(serve: Any) -> None:

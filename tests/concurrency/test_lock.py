@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -126,6 +127,17 @@ def test_is_free_after_its_block_has_raised(make: Callable[[], Lock]) -> None:
         raise KeyError("k")
 
     assert acquire_within(lock, 0)
+
+
+def test_leaves_nothing_for_the_collector(make: Callable[[], Lock]) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with make():
+            pass
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="the lock of the interpreter hands over after 1 ms")

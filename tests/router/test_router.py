@@ -29,6 +29,7 @@ from threadserve.call.request import ANSWERED, QUEUED, Request
 from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.outcome import Value
 from threadserve.concurrency.real import RealKernel
+from threadserve.concurrency.waiter import Waiter
 from threadserve.errors import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -314,6 +315,27 @@ class TestSlots:
 
 
 class TestAWorkerAtRest:
+    def test_still_comes_when_it_could_not_tell_of_an_answer(
+        self, kernel: RealKernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Same:
+            def __call__(self, value: int) -> int:
+                return value
+
+        tell = Waiter.tell
+
+        def fail_once(waiter: Waiter) -> Any:
+            monkeypatch.setattr(Waiter, "tell", tell)
+            tell(waiter)
+            raise MemoryError
+
+        with deployed(kernel, Same, max_ongoing_requests=2) as same:
+            monkeypatch.setattr(Waiter, "tell", fail_once)
+            answers = [same.handle.remote(number).result(timeout_s=20) for number in range(3)]
+
+            assert answers == [0, 1, 2]
+        assert "could not be told" in caplog.text
+
     def test_holds_on_to_nothing(self, kernel: RealKernel) -> None:
         class Big:
             pass

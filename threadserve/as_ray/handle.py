@@ -164,6 +164,7 @@ class DeploymentHandle(ours.DeploymentHandle[T]):
             multiplexed_model_id=now.multiplexed_model_id
             if multiplexed_model_id is None
             else multiplexed_model_id,
+            timeout_s=now.timeout_s,
         )
 
     def __getattr__(self, name: str) -> DeploymentHandle[Any]:

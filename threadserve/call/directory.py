@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
+from threadserve.call.context import REPLICA, replica_here
 from threadserve.call.request import CURRENT
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.real import RealKernel, kernel_here
@@ -148,7 +149,10 @@ def disown_after_fork() -> None:
         absent = Absent(router.app, router.deployment, FORKED)
         router.assign = absent.assign  # type: ignore[method-assign]
         router.kernel, router.lock = absent.kernel, _LostLock()  # the old kernel's threads are gone as well
+    replica = replica_here()
     CURRENT.set(None)
+    if replica is not None:  # to which the child still belongs, though its request is the parent's
+        REPLICA.set(replica)
 
 
 def refuse_after_fork(router: Router) -> None:

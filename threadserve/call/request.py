@@ -298,8 +298,7 @@ class Request:
 
     def _adopt(self, child: Request) -> bool:
         """Make `child` a child of this request; False when this one has been answered."""
-        self.router.lock.acquire()
-        try:
+        with self.router.lock:
             if self.state is ANSWERED:
                 return False
             if self._children is None:
@@ -308,17 +307,12 @@ class Request:
             self._children[child] = None
             child._parent = self
             child._has_ties = True
-        finally:
-            self.router.lock.release()
         return True
 
     def _disown(self, child: Request) -> None:
-        self.router.lock.acquire()
-        try:
+        with self.router.lock:
             if self._children is not None:
                 self._children.pop(child, None)
-        finally:
-            self.router.lock.release()
 
     # ---- the answer
 
@@ -442,15 +436,12 @@ class Request:
 
     def subscribe(self, subscriber: Subscriber) -> bool:
         """Have `subscriber` told of the answer; False when there is an answer already and nobody will be told."""
-        self.router.lock.acquire()
-        try:
+        with self.router.lock:
             if self.state is ANSWERED:
                 return False
             if self._subscribers is None:  # as in `listen`, without the call
                 self._subscribers = {}
             self._subscribers[subscriber] = None
-        finally:
-            self.router.lock.release()
         return True
 
     def forget(self, subscriber: Subscriber) -> None:

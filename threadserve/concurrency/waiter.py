@@ -3,7 +3,8 @@
 Two roles that meet in the owner of what is waited for:
 
 * A **waiter** is one thread's one wait: made, registered with the owner under the owner's lock, waited on
-  outside of it, thrown away. ``set`` may come before ``wait``, from any thread, and more than once.
+  outside of it, thrown away. ``set`` may come before ``wait``, from any thread, and more than once. Who is certain that
+  it is set once for each wait may wait on it again.
 * A **subscriber** is anything that wants to be told: such a waiter, an event loop's future, a call that waits for
   its arguments. Telling it may have consequences (a call became ready, another one failed and has subscribers
   of its own); ``tell`` returns them instead of acting on them, and ``deliver`` works them off in a

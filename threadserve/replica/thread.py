@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from contextvars import Context, copy_context
 from functools import partial
@@ -76,7 +77,7 @@ class ThreadReplica:
             world_size=world_size,
             code_version=code_version,
             gpu_ids=gpu_ids,
-            get_servable_object=lambda: target.servable,
+            get_servable_object=partial(_servable, weakref.ref(target)),  # answers lead here, and may be kept
         )
         self.on_done: Callable[[Request, Outcome], object] = _nobody
         """Called with each request that ends on the loop; set by the router."""
@@ -461,6 +462,12 @@ class ThreadReplica:
             coroutine.close()
             raise ReplicaDiedError(f"replica {self.name} is stopping")
         return outcomes[0].unwrap()
+
+
+def _servable(target: weakref.ref[Target]) -> Any:
+    """Return what a replica runs, as long as it is there."""
+    held = target()
+    return None if held is None else held.servable
 
 
 def _nobody(request: Request, outcome: Outcome) -> None:

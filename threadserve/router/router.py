@@ -72,7 +72,7 @@ class Router:
         self.deployment = deployment
         self.name = f"{app}/{deployment}"
         self.stream_buffer_size: float = Limits().stream_buffer_size
-        self.lock: Lock = kernel.lock()  # where each call takes it, not by `with`, which costs more
+        self.lock: Lock = kernel.lock()
         self.isolation: Isolation | None = None  # what requests pass on their way in; None: values are shared
         self._limits = Limits()  # guarded by lock, as all below
         self._most_queued = -1
@@ -249,8 +249,7 @@ class Router:
         """
         news: Sequence[Subscriber] = ()
         effects = NOTHING
-        self.lock.acquire()
-        try:
+        with self.lock:
             if inputs is not None:
                 self._waiting.pop(request, None)
                 request.drop(inputs)
@@ -274,8 +273,6 @@ class Router:
                         news = (Wake(self),)
                     else:
                         effects = self._pump()
-        finally:
-            self.lock.release()
         if effects is not NOTHING:
             self.act(effects)
         return news
@@ -310,8 +307,7 @@ class Router:
             The wake-ups that are due now.
         """
         effects = NOTHING
-        self.lock.acquire()
-        try:
+        with self.lock:
             if request.state is not QUEUED:
                 return None
             head = self._queue[0]
@@ -332,8 +328,6 @@ class Router:
             self._claim(seat)
             if is_due and self._queued:
                 effects = self._pump()
-        finally:
-            self.lock.release()
         if effects is not NOTHING:
             self.act(effects)
         del request
@@ -433,13 +427,10 @@ class Router:
 
     def arrive(self, seat: Seat, *, was_woken: bool = True) -> tuple[Request | None, Effects]:
         """Take what is there; a worker that was woken makes it possible for the next one to be."""
-        self.lock.acquire()
-        try:
+        with self.lock:
             if was_woken:
                 self._is_waking = False
             return self._take_next(seat), self._pump() if self._queued else NOTHING
-        finally:
-            self.lock.release()
 
     def conclude(
         self, seat: Seat, request: Request, outcome: Outcome, call: Effects
@@ -451,8 +442,7 @@ class Router:
         """
         following: Request | None = None
         effects, rests = NOTHING, False
-        self.lock.acquire()
-        try:
+        with self.lock:
             self._seats.give_back(seat, request)
             drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
@@ -464,12 +454,8 @@ class Router:
                 rests = not news or (len(news) == 1 and type(news[0]) is self._kind_of_waiter)
                 if rests:
                     seat.idle.append(call)
-        finally:
-            self.lock.release()
         wakes: Sequence[Wake] = ()
-        if rests and news:
-            news[0].tell()
-        elif news:
+        if news:
             wakes = deliver(news, Wake if following is None and self._limits.inline else None)
         if drained is not None:
             drained.set()
@@ -495,8 +481,7 @@ class Router:
 
     def rest(self, seat: Seat, call: Effects) -> bool:
         """Wait to be woken by `call`: True; False when the seat is closed and its worker goes home."""
-        self.lock.acquire()
-        try:
+        with self.lock:
             if not seat.is_open or seat.workers > seat.limit:  # it may have lost slots
                 seat.workers -= 1
                 return False
@@ -504,8 +489,6 @@ class Router:
                 self._is_waking = True  # it came between the last look and this one: wake nobody, go yourself
                 return True
             seat.idle.append(call)
-        finally:
-            self.lock.release()
         call.rest()
         return True
 
@@ -535,16 +518,13 @@ class Router:
 
         A loop did, a thread that waited, or another's worker. The wake-ups that follow come back if they are to be `kept`.
         """
-        self.lock.acquire()
-        try:
+        with self.lock:
             if request not in seat.running:  # it was ended twice, as something struck in between
                 return ()
             self._seats.give_back(seat, request)
             drained = None if seat.is_open or seat.running else seat.drained
             news = request.end(outcome)
             effects = self._pump() if self._queued else NOTHING
-        finally:
-            self.lock.release()
         if effects is not NOTHING:
             self.act(effects)
         wakes = deliver(news, kept) if news else ()

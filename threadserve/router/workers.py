@@ -97,9 +97,9 @@ class Wake:
 
 def work(router: Desk, seat: Seat) -> None:
     """Be a worker of `seat` until there is no need for one. Blocks."""
+    call = Effects((), seat, router.kernel.waiter())  # the same one each time: who rests is woken once
     request, effects = router.arrive(seat)
     wakes: Sequence[Wake] = ()
-    call = Effects((), seat, router.kernel.waiter())  # the same one each time: who rests is woken once
     while True:
         if effects is not NOTHING:
             router.act(effects)

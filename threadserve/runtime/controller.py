@@ -531,7 +531,7 @@ class Controller:
     def _turn(self, name: str) -> Generator[None]:
         """Wait until nobody else changes the app, and let nobody until the end of the block."""
         with self._lock:
-            turn = self._turns.setdefault(name, _Turn(self._kernel.lock()))
+            turn = self._turns.setdefault(name, _Turn(self._kernel.turn()))
             turn.wanted += 1
         try:
             with turn.lock:
