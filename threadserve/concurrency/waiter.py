@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Subscriber", "Waiter", "deliver", "log_failure", "read_on", "wait_on"]
+__all__ = ["Subscriber", "Waiter", "deliver", "log_failure", "read_on", "tell", "wait_on"]
 
 
 class Subscriber(Protocol):
@@ -67,6 +67,14 @@ def deliver(news: Iterable[Subscriber], kept: type[S] | None = None) -> Sequence
         else:
             left.append(subscriber)
     return left or ()
+
+
+def tell(subscriber: Subscriber) -> None:
+    """Tell one of whom it is known that nobody is to be told in consequence. Never raises Exception."""
+    try:
+        subscriber.tell()
+    except Exception:
+        log_failure()
 
 
 def _tell(subscriber: Subscriber, consequences: deque[Subscriber] | None) -> deque[Subscriber] | None:

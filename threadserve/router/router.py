@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 from threadserve.call.request import ANSWERED, QUEUED, RUNNING, WAITING, Request
 from threadserve.concurrency.outcome import Error
 from threadserve.concurrency.threads import get_ident, is_stack_full
-from threadserve.concurrency.waiter import deliver
+from threadserve.concurrency.waiter import deliver, tell
 from threadserve.errors import DeploymentUnavailableError, ReplicaDiedError
 from threadserve.router.arguments import count_inputs, watch_inputs
 from threadserve.router.helping import help_along, run_claimed
@@ -455,7 +455,9 @@ class Router:
                 if rests:
                     seat.idle.append(call)
         wakes: Sequence[Wake] = ()
-        if news:
+        if rests and news:
+            tell(news[0])
+        elif news:
             wakes = deliver(news, Wake if following is None and self._limits.inline else None)
         if drained is not None:
             drained.set()
