@@ -1005,7 +1005,7 @@ def test_an_answer_that_is_kept_keeps_nothing_of_a_function_that_was_deleted() -
 
         @serve.deployment
         def infer() -> bool:
-            return model is not None
+            return bool(model)
 
         return infer.bind(), weakref.ref(model)
 
