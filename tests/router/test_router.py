@@ -25,7 +25,7 @@ from tests.doubles import (
     still_router,
     wait_until,
 )
-from threadserve.call.request import ANSWERED, QUEUED, Request
+from threadserve.call.request import ANSWERED, QUEUED, Request, current_request
 from threadserve.concurrency.lock import acquire_within
 from threadserve.concurrency.outcome import Value
 from threadserve.concurrency.real import RealKernel
@@ -320,6 +320,8 @@ class TestAWorkerAtRest:
     ) -> None:
         class Same:
             def __call__(self, value: int) -> int:
+                request: Any = current_request()
+                wait_until(lambda: bool(request._subscribers))  # somebody is to be told
                 return value
 
         tell = Waiter.tell
