@@ -17,8 +17,8 @@ should it still be there. So it is:
 * in 3.13, where such a queue hands its items over, with a lock that is tried only, and a bell for those who tried in
   vain. That costs a tenth of a call.
 
-None of them is fair: who comes in the right moment may take the lock before one that waits for it. None but the last
-notices that somebody gives back what he has not taken; the simulator's lock does.
+None of them is fair: who comes in the right moment may take the lock before one that waits for it. The queue does not
+notice that somebody gives back what he has not taken; the others do, and the simulator's lock.
 """
 
 from __future__ import annotations

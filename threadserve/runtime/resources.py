@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from threadserve.app.rules import inside, number, refuse
+from threadserve.app.rules import inside, number, refuse, some_gpus
 from threadserve.concurrency.waiter import deliver
 from threadserve.errors import ConfigError, ResourceError
 from threadserve.runtime import machine
@@ -58,10 +58,8 @@ class Demand:
             units = _named("ray_actor_options['resources']", options.get("resources"), RESOURCE_OF.values())
             for option, value in given.items():
                 units[RESOURCE_OF[option]] = _in_units(f"ray_actor_options[{option!r}]", value)
-            gpus = units.get("GPU", 0)
-            if gpus > UNIT and gpus % UNIT:
-                allowed = "a whole number or a fraction of one GPU"
-                refuse("ray_actor_options['num_gpus']", allowed, given["num_gpus"])
+            if "num_gpus" in given:
+                some_gpus()("ray_actor_options['num_gpus']", given["num_gpus"])
         return cls(tuple(sorted((name, amount) for name, amount in units.items() if amount)))
 
     def __repr__(self) -> str:
