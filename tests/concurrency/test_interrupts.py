@@ -496,6 +496,29 @@ class TestWhetherOurCodeIsInterrupted:
         assert seen == [True, False]
         assert not INTERRUPTED
 
+    @pytest.mark.parametrize(("way", "is_so"), [("wait", False), ("rest", True)])
+    def test_is_so_in_one_that_strikes_a_thread_of_ours_at_rest_and_not_in_a_wait(
+        self, interrupts: Interrupts, way: str, is_so: bool
+    ) -> None:
+        """Whoever wakes a worker counts on its coming; who waits for an answer waits for no more than before."""
+        seen: list[bool] = []
+
+        class Cyclic:
+            def __init__(self) -> None:
+                self.me = self
+
+            def __del__(self) -> None:
+                seen.append(is_our_code_interrupted())
+
+        waiter: Any = Waiter()
+        waiter._lock = in_module("abc", "import gc\ndef acquire(*_):\n  gc.collect()\n  return True")
+        interrupts.install()
+        Cyclic()
+
+        assert getattr(waiter, way)()
+
+        assert seen == [is_so]
+
 
 STORM = """
 import os, random, signal, sys, threading, time

@@ -29,8 +29,9 @@ anew, as is done for its guard, undoes a ``signal.siginterrupt`` or ``faulthandl
 
 The garbage collector is another matter. It too comes between any two bytecodes (before Python 3.12 at any allocation), and
 calls the user's finalizers, which may send a request or cancel one, with a lock of ours held beneath them: that
-deadlocked on 3.11, 3.12 and 3.14 [tried]. It cannot be put off; but it says when it begins and when it ends, so that what
-is asked for in between, in a thread where it interrupted our code, can be left to the reaper (``INTERRUPTED``).
+deadlocked on 3.11, 3.12 and 3.14 [tried]. So did one that waited, on 3.14, on a worker that had just been woken: a
+thread of ours at rest is no wait in this sense. It cannot be put off; but it says when it begins and when it ends, so
+that what is asked for in between, in a thread where it interrupted our code, can be left to the reaper (``INTERRUPTED``).
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def is_our_code_interrupted() -> bool:
         return True
     if not is_main_thread():
         return False
-    codes = {_code_of(handler) for handler in map(_get, _SIGNALS) if _needs_guard(handler)}
+    handlers = filter(callable, map(_get, _SIGNALS))  # few or none, so most signals cost no step in Python
+    codes = {_code_of(handler) for handler in handlers if _needs_guard(handler)}
     if not codes:
         return False
     frame: FrameType | None = sys._getframe(1)

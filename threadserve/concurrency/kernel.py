@@ -51,6 +51,10 @@ class WaiterLike(Protocol):
         """Block until ``set`` was called: True; or until `timeout` seconds have passed: False."""
         ...
 
+    def rest(self, timeout: float | None = None) -> bool:
+        """Do as ``wait`` does, for a thread of ours that has nothing else to do."""
+        ...
+
     def set(self) -> None:
         """End the wait, now or in advance. Never blocks, safe from any thread, harmless when repeated."""
 

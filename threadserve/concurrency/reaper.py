@@ -53,7 +53,7 @@ class Errands:
             waiter = self._waiter = self._kernel.waiter()
             while self._notes:
                 _do(self._notes.popleft())
-            waiter.wait()
+            waiter.rest()
 
 
 class Callbacks:
@@ -123,7 +123,7 @@ class Callbacks:
                 if self._idle is not None:
                     return ()
                 self._idle = waiter
-            waiter.wait()  # who ends it has counted this thread as busy
+            waiter.rest()  # who ends it has counted this thread as busy
 
 
 def _do(note: Callable[[], object]) -> None:

@@ -96,7 +96,7 @@ class Timers:
                 self._cancelled -= 1
             timeout = self._heap[0][0] - now if self._heap else None
             self._sleeper = sleeper
-        sleeper.wait(timeout)
+        sleeper.rest(timeout)
         with self._lock:
             self._sleeper = None
         return None

@@ -122,6 +122,13 @@ class Waiter:
             return wait_on(self._lock.acquire, -1)
         return wait_on(self._lock.acquire, min(max(timeout, 0.0), TIMEOUT_MAX))
 
+    def rest(self, timeout: float | None = None) -> bool:
+        """Do as ``wait`` does, for a thread of ours that has nothing else to do: who ends it counts on its coming.
+
+        So unlike a wait it is no place where a finalizer of the user's may block.
+        """
+        return self._lock.acquire(True, -1 if timeout is None else min(max(timeout, 0.0), TIMEOUT_MAX))
+
     def set(self) -> None:
         """End the wait, now or in advance. Never blocks, safe from any thread, harmless when repeated."""
         try:

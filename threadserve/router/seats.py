@@ -26,7 +26,7 @@ class Effects(NamedTuple):
     def rest(self) -> None:
         """Be that worker, and wait for this to be done. Blocks."""
         assert self.worker is not None
-        self.worker.wait()
+        self.worker.rest()
 
 
 NOTHING = Effects()

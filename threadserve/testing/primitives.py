@@ -133,6 +133,8 @@ class SimulatedWaiter:
             turns.log(me, "has", self.label)
             return True
 
+    rest = wait
+
     def tell(self) -> Iterable[Subscriber]:
         """Be a subscriber: ``set``."""
         self.set()
