@@ -249,6 +249,20 @@ def let_the_dead_go() -> None:
         gc.collect()
 
 
+def garbage_of(work: Callable[[], object]) -> int:
+    """Count what `work` leaves to the collector: the least of three, for what other tests left may become garbage beside it."""
+    found = list[int]()
+    for _ in range(3):
+        gc.collect()
+        gc.disable()  # else it may have been collected already
+        try:
+            work()
+            found.append(gc.collect())
+        finally:
+            gc.enable()
+    return min(found)
+
+
 def let_it_rest(kernel: SimulatedKernel) -> None:
     """Let everybody go on until all wait: the clock of a simulation only moves then."""
     kernel.waiter().wait(1e-3)

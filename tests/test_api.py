@@ -960,7 +960,7 @@ class TestDelete:
         gate = Gate()
         handle = serve.run(
             serve.deployment(
-                Versioned, num_replicas=3, max_ongoing_requests=1, graceful_shutdown_timeout_s=0.05
+                Versioned, num_replicas=12, max_ongoing_requests=1, graceful_shutdown_timeout_s=0.05
             ).bind(),
             name="shop",
         )

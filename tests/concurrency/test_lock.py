@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.doubles import wait_until
+from tests.doubles import garbage_of, wait_until
 from threadserve.concurrency.lock import BellLock, RealLock, TokenLock, acquire_within
 
 if TYPE_CHECKING:
@@ -130,14 +129,11 @@ def test_is_free_after_its_block_has_raised(make: Callable[[], Lock]) -> None:
 
 
 def test_leaves_nothing_for_the_collector(make: Callable[[], Lock]) -> None:
-    gc.collect()
-    gc.disable()
-    try:
+    def use() -> None:
         with make():
             pass
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
+
+    assert garbage_of(use) == 0
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="the lock of the interpreter hands over after 1 ms")

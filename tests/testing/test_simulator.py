@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import threadserve as serve
-from tests.doubles import IS_FREE_THREADED
+from tests.doubles import IS_FREE_THREADED, garbage_of
 from tests.testing import apps
 from tests.testing.apps import Adder, Asleep, Front
 from tests.testing.programs import alive
@@ -135,13 +135,13 @@ def test_a_simulated_app_leaves_nothing_to_the_garbage_collector() -> None:
         with testing.simulate(chain()) as handle:
             assert handle.remote(1).result() == 3
 
+    def call_twice() -> None:
+        call()
+        call()  # which lets go of the run before
+
     call()  # and what is made once
-    gc.collect()
 
-    call()
-    call()  # which lets go of the run before
-
-    assert gc.collect() == 0
+    assert garbage_of(call_twice) == 0
 
 
 class TestTheReaper:

@@ -46,7 +46,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     over.append(True)
 
 
-@pytest.mark.timing
 @pytest.mark.usefixtures("impatient")
 class TestAThreadThat:
     def test_waits_for_something_real_fails_the_run_with_its_stack(self) -> None:
@@ -84,22 +83,23 @@ class TestAThreadThat:
             thread.join(5)
         assert alive() <= before
 
-    def test_is_foreign_fails_the_run_when_it_touches_the_runtime(self) -> None:
-        from tests.testing.apps import Adder
-        from tests.testing.test_simulator import control_free
 
-        errors: list[str] = []
+def test_a_thread_that_is_foreign_fails_the_run_when_it_touches_the_runtime() -> None:
+    from tests.testing.apps import Adder
+    from tests.testing.test_simulator import control_free
 
-        def touch() -> None:
-            with pytest.raises(testing.UncontrolledError) as caught:
-                handle.remote(1)
-            errors.append(str(caught.value))
+    errors: list[str] = []
 
-        with pytest.raises(testing.UncontrolledError, match="the thread 'foreign' is not under control"):
-            with testing.simulate(Adder.bind()) as handle:
-                control_free(touch)
-                handle.remote(1).result()
-        assert errors
+    def touch() -> None:
+        with pytest.raises(testing.UncontrolledError) as caught:
+            handle.remote(1)
+        errors.append(str(caught.value))
+
+    with pytest.raises(testing.UncontrolledError, match="the thread 'foreign' is not under control"):
+        with testing.simulate(Adder.bind()) as handle:
+            control_free(touch)
+            handle.remote(1).result()
+    assert errors
 
 
 def test_a_run_that_takes_its_time_is_left_alone() -> None:
