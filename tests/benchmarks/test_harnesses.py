@@ -75,7 +75,8 @@ def test_a_harness_may_pin_the_process_to_a_core() -> None:
 def test_timeit_can_run_it() -> None:
     deploy = "import threadserve as serve; h = serve.run(serve.deployment(abs, name='abs').bind())"
 
-    assert "loops" in run("-m", "timeit", "-n", "200", "-s", deploy, "h.remote(-1).result()")
+    # Once: of several that differ, as on a busy machine, it warns.
+    assert "loops" in run("-m", "timeit", "-n", "200", "-r", "1", "-s", deploy, "h.remote(-1).result()")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from tests.doubles import wait_until
 from threadserve.testing.scheduler import SimulatedKernel
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ def run(main: Callable[[SimulatedKernel], Any], seed: int = 0, max_steps: int = 
 def alive() -> set[threading.Thread]:
     """The threads that there are, without those that the simulator keeps for its next run."""
     return {thread for thread in threading.enumerate() if not thread.name.startswith("threadserve simulator")}
+
+
+def assert_back_to(before: set[threading.Thread]) -> None:
+    """Assert that no other threads are left; the last may be on its way out, or to those that are kept."""
+    wait_until(lambda: alive() <= before)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.doubles import IS_FREE_THREADED
-from tests.testing.programs import alive, run
+from tests.testing.programs import alive, assert_back_to, run
 from threadserve.concurrency.interrupts import Interrupts
 from threadserve.testing import scheduler
 from threadserve.testing.scheduler import SimulatedKernel, explore
@@ -190,7 +190,7 @@ class TestCtrlC:
             run(main, max_steps=10**9)
 
         assert unwound == ["main", "worker"]
-        assert alive() <= before
+        assert_back_to(before)
         assert signal.getsignal(signal.SIGINT) is handler
 
     def test_ends_the_run_as_well_while_a_real_app_keeps_handlers_out_of_our_code(self) -> None:

@@ -13,7 +13,14 @@ import pytest
 
 from tests.doubles import IS_FREE_THREADED, garbage_of
 from tests.testing import programs
-from tests.testing.programs import a_bit_of_everything, alive, protected_counter, run, unprotected_counter
+from tests.testing.programs import (
+    a_bit_of_everything,
+    alive,
+    assert_back_to,
+    protected_counter,
+    run,
+    unprotected_counter,
+)
 from threadserve.concurrency.waiter import deliver
 from threadserve.testing import primitives, scheduler, turns
 from threadserve.testing.scheduler import SimulatedKernel, StuckError, explore
@@ -293,7 +300,7 @@ class TestEnd:
 
         run(a_bit_of_everything, seed)
 
-        assert alive() <= before
+        assert_back_to(before)
 
     @pytest.mark.parametrize("seed", range(5))
     def test_leaves_no_thread_behind_when_the_run_failed(self, seed: int) -> None:
@@ -311,7 +318,7 @@ class TestEnd:
         with pytest.raises(StuckError):
             run(main, seed)
 
-        assert alive() <= before
+        assert_back_to(before)
 
     def test_lets_the_others_go_on_until_they_are_parked(self) -> None:
         steps: list[int] = []

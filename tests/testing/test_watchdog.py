@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import threadserve as serve
-from tests.testing.programs import alive
+from tests.testing.programs import alive, assert_back_to
 from threadserve import testing
 from threadserve.testing import watchdog
 
@@ -59,9 +59,7 @@ class TestAThreadThat:
         assert "the thread 'default/Blocked#0 worker 1' has not come to a switch point" in str(caught.value)
         assert "self.real.acquire()" in str(caught.value)
         real.release()
-        for thread in alive() - before:
-            thread.join(5)
-        assert alive() <= before
+        assert_back_to(before)
 
     def test_is_main_fails_the_run_too(self) -> None:
         real = threading.Lock()
@@ -79,9 +77,7 @@ class TestAThreadThat:
                 handle.remote().result()
 
         over.append(True)
-        for thread in alive() - before:
-            thread.join(5)
-        assert alive() <= before
+        assert_back_to(before)
 
 
 def test_a_thread_that_is_foreign_fails_the_run_when_it_touches_the_runtime() -> None:
