@@ -228,11 +228,12 @@ def _markdown_row(texts: Sequence[str]) -> str:
 def environment() -> dict[str, Any]:
     """Return where and how this runs: machine, Python build, commit, command."""
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    is_declared = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     build = f"{platform.python_implementation()} {platform.python_version()}"
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return {
-        "python": f"{build}{'' if gil else ' without GIL'}, {'PGO' if optimized else 'no PGO'}",
+        # Distributions have ways of their own to it, which do not show.
+        "python": f"{build}{'' if gil else ' without GIL'}, {'PGO' if is_declared else 'no PGO declared'}",
         "python_build": sys.version,
         "has_gil": gil,
         "machine": f"{_processor()}, {len(affinity)} of {os.cpu_count()} cores, {platform.platform(terse=True)}",

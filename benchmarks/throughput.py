@@ -50,7 +50,8 @@ def wait(connect: peers.Connect, callers: int, seconds: float) -> dict[str, floa
 
 
 def measure(run: Run) -> None:
-    count = run.effort.pick(100, 2_000, MANY)
+    # As many when it is quick, too: how much the collector takes depends on it.
+    count = run.effort.pick(smoke=100, quick=MANY, full=MANY)
     if count != MANY:
         run.note(f"{run.effort.name}: {count:,} calls instead of {MANY:,}")
     with contextlib.ExitStack() as stack:
