@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.doubles import lines_run_by
 from threadserve.call.waits import Picture, knot, stuck
 
 if TYPE_CHECKING:
@@ -252,26 +251,15 @@ def test_nobody_becomes_stuck_because_another_one_may_go_on(world: World, data: 
     assert stuck(drawn) <= before - {freed}
 
 
-def lines_run_by(deed: Callable[[], object]) -> int:
-    """Count the lines of Python that are run: a measure of work that is the same every time."""
-    count = itertools.count()
-
-    def note(frame: object, event: str, argument: object) -> Any:
-        if event == "line":
-            next(count)
-        return note
-
-    before = sys.gettrace()
-    sys.settrace(note)
-    try:
-        deed()
-    finally:
-        sys.settrace(before)
-    return next(count)
-
-
 class TestCost:
     """It is linear: a picture of everything is taken while everything goes on."""
+
+    def queue(self, slots: int, queue: int) -> Picture[int]:
+        return Picture(
+            {key: (slots + key,) for key in range(slots)},
+            {slots + key: "full" for key in range(queue)},
+            {"full": range(slots)},
+        )
 
     @pytest.mark.parametrize("seen", [stuck, knot])
     @pytest.mark.parametrize("is_ring", [False, True], ids=["chain", "ring"])
@@ -286,21 +274,21 @@ class TestCost:
 
     @pytest.mark.parametrize("seen", [stuck, knot])
     def test_of_a_queue_before_many_slots_is_in_proportion_to_both_together(self, seen: Seen) -> None:
-        def drawn(slots: int, queue: int) -> Picture[int]:
-            return Picture(
-                {key: (slots + key,) for key in range(slots)},
-                {slots + key: "full" for key in range(queue)},
-                {"full": range(slots)},
-            )
-
-        once, twice = (lines_run_by(partial(seen, drawn(100 * n, 1_000 * n))) for n in (1, 2))
+        once, twice = (lines_run_by(partial(seen, self.queue(100 * n, 1_000 * n))) for n in (1, 2))
 
         assert once > 1_000
         assert twice < 2.1 * once
 
     @pytest.mark.slow
-    def test_takes_no_recursion_for_a_hundred_thousand_calls(self) -> None:
+    def test_a_chain_of_a_hundred_thousand_calls_is_seen_through(self) -> None:
         count = 100_000
 
         assert stuck(Picture({key: (key + 1,) for key in range(count)})) == set()
         assert len(knot(Picture({key: ((key + 1) % count,) for key in range(count)}))) == count
+
+    def test_a_long_queue_before_many_slots_is_seen_through(self) -> None:
+        slots, queue = 500, 20_000
+        drawn = self.queue(slots, queue)
+
+        assert len(stuck(drawn)) == slots + queue
+        assert len(knot(drawn)) == 2 * slots

@@ -453,6 +453,16 @@ class TestInstalling:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class GarbageThatAsks:
+    """Is found by the collector only, and asks then whether our code is interrupted."""
+
+    def __init__(self, seen: list[bool]) -> None:
+        self.me, self.seen = self, seen
+
+    def __del__(self) -> None:
+        self.seen.append(is_our_code_interrupted())
+
+
 class TestWhetherOurCodeIsInterrupted:
     def test_is_not_so_behind_a_guard(self, interrupts: Interrupts) -> None:
         seen: list[bool] = []
@@ -479,18 +489,11 @@ class TestWhetherOurCodeIsInterrupted:
     ) -> None:
         seen: list[bool] = []
 
-        class Cyclic:
-            def __init__(self) -> None:
-                self.me = self
-
-            def __del__(self) -> None:
-                seen.append(is_our_code_interrupted())
-
         ours = in_module("threadserve.pretended", "import gc\ndef work(): gc.collect()")
         interrupts.install()
-        Cyclic()
+        GarbageThatAsks(seen)
         ours.work()
-        Cyclic()
+        GarbageThatAsks(seen)
         gc.collect()
 
         assert seen == [True, False]
@@ -503,17 +506,10 @@ class TestWhetherOurCodeIsInterrupted:
         """Whoever wakes a worker counts on its coming; who waits for an answer waits for no more than before."""
         seen: list[bool] = []
 
-        class Cyclic:
-            def __init__(self) -> None:
-                self.me = self
-
-            def __del__(self) -> None:
-                seen.append(is_our_code_interrupted())
-
         waiter: Any = Waiter()
         waiter._lock = in_module("abc", "import gc\ndef acquire(*_):\n  gc.collect()\n  return True")
         interrupts.install()
-        Cyclic()
+        GarbageThatAsks(seen)
 
         assert getattr(waiter, way)()
 
@@ -974,7 +970,7 @@ with deployed(kernel, Work, max_ongoing_requests=2, inline=inline) as work:
                 assert "cancelled" in str(error), error
     gc.set_threshold(100_000)
     gc.collect()
-    assert len(sent) > 1000
+    assert sum(not is_child for _, is_child, _ in sent) > 1000
     for each in sent:
         assert_answered(*each)
     wait_until(lambda: not (work.router.statistics().queued or work.router.statistics().ongoing))

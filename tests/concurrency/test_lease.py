@@ -686,12 +686,12 @@ class TestFairness:
         near.setblocking(False)
 
         async def tick() -> None:
-            for _ in range(20):
+            for _ in range(100):
                 await asyncio.sleep(0.002)
                 done.append("tick")
 
         async def echo() -> None:
-            for _ in range(20):
+            for _ in range(100):
                 far.send(b"x")
                 await house.loop.sock_recv(near, 1)
                 done.append("echo")
@@ -717,7 +717,7 @@ class TestFairness:
                 for caller in callers:
                     caller.join()
 
-        assert sorted(done) == ["echo"] * 20 + ["tick"] * 20
+        assert sorted(done) == ["echo"] * 100 + ["tick"] * 100
 
     def test_a_visit_leaves_no_garbage_behind(self, house: House) -> None:
         house.be()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import itertools
 import sys
 import threading
 import traceback
@@ -29,6 +28,7 @@ from tests.doubles import (
     check_invariants,
     deployed,
     let_it_rest,
+    lines_run_by,
     request_behind,
     unattended,
     wait_until,
@@ -1021,22 +1021,6 @@ class TestCtrlC:
 HOPS = 10_000
 
 
-def calls_made_by(deed: Callable[[], object]) -> int:
-    """Count the Python functions that are called: a measure of work that is the same every time."""
-    count = itertools.count()
-
-    def note(frame: object, event: str, argument: object) -> None:
-        if event == "call":
-            next(count)
-
-    sys.setprofile(note)
-    try:
-        deed()
-    finally:
-        sys.setprofile(None)
-    return next(count)
-
-
 def len_of_stack() -> int:
     frame, depth = sys._getframe(), 0
     while frame.f_back is not None:
@@ -1081,7 +1065,7 @@ class TestLongChains:
         assert threads == {get_ident()}
 
     def test_take_work_in_proportion_to_their_length(self, doer: Deployed) -> None:
-        once, twice = (calls_made_by(self.chain(doer, hops)[-1].result) for hops in (500, 1_000))
+        once, twice = (lines_run_by(self.chain(doer, hops)[-1].result) for hops in (500, 1_000))
 
         assert once > 500
         assert twice < 2.1 * once
@@ -1357,10 +1341,8 @@ class TestTheEndOfTheStack:
         """A thread that is near its recursion limit may have room to take a call and none to run it: it takes none."""
         struck = 0
         with deployed(RealKernel(), Doer, max_ongoing_requests=1) as doer:
-            for room in (
-                *range(60, 0, -1),
-                1,
-            ):  # without a GIL a worker may answer in time where there is room for 3
+            # The last twice: without a GIL a worker may answer in time where there is room for 3.
+            for room in (*range(60, 0, -1), 1):
                 response = doer.handle.do.remote(add_one, 1)
 
                 try:
